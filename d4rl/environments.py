@@ -1,0 +1,103 @@
+"""D4RL's environments, rebuilt on Gymnasium-Robotics: what differs between the two, and nothing else.
+
+The locomotion tasks are Gymnasium's v4 environments as they are. Adroit differs in the sign of one reward term and in
+pen's termination, maze2d in its coordinates, start, goal and reward.
+"""
+
+import gymnasium
+import numpy as np
+from gymnasium_robotics.envs.adroit_hand.adroit_door import AdroitHandDoorEnv
+from gymnasium_robotics.envs.adroit_hand.adroit_hammer import AdroitHandHammerEnv
+from gymnasium_robotics.envs.adroit_hand.adroit_pen import AdroitHandPenEnv
+from gymnasium_robotics.envs.adroit_hand.adroit_relocate import AdroitHandRelocateEnv
+from gymnasium_robotics.envs.maze.maps import LARGE_MAZE
+from gymnasium_robotics.envs.maze.point_maze import PointMazeEnv
+
+
+# --- Adroit ---
+# D4RL charges 0.1 * distance between palm and object, Gymnasium-Robotics 1.2.1 to 1.4.2 pays it: hence - 0.2 * distance
+# here. (The notice it prints about this when imported is meant for users of its own ids.)
+class DoorEnv(AdroitHandDoorEnv):
+    """Open the door: D4RL's reward."""
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        palm_to_handle = observation[35:38]
+        return observation, reward - 0.2 * np.linalg.norm(palm_to_handle), terminated, truncated, info
+
+
+class HammerEnv(AdroitHandHammerEnv):
+    """Drive in the nail: D4RL's reward."""
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        palm_to_hammer = observation[33:36] - observation[36:39]
+        return observation, reward - 0.2 * np.linalg.norm(palm_to_hammer), terminated, truncated, info
+
+
+class RelocateEnv(AdroitHandRelocateEnv):
+    """Carry the ball to the target: D4RL's reward."""
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        palm_to_ball = observation[30:33]
+        return observation, reward - 0.2 * np.linalg.norm(palm_to_ball), terminated, truncated, info
+
+
+class PenEnv(AdroitHandPenEnv):
+    """Turn the pen: as in D4RL the episode ends when it drops."""
+
+    def step(self, action):
+        observation, reward, _, truncated, info = super().step(action)
+        dropped = bool(observation[26] < 0.075)  # height of the pen in m
+        return observation, reward, dropped, truncated, info
+
+
+# --- maze2d ---
+class Maze2dLargeEnv(gymnasium.Env):
+    """Push a ball to the goal of the large maze and keep it there: reward 1 per step within 0.5 of the goal.
+
+    Observation (4,): row, column (cells) and their velocities (cells/s); cell (i, j) is centred at (i - 0.2, j - 0.2).
+    Action (2,): force along rows and columns, in [-1, 1]. Start: `start_cell`, or any free cell, + U(-0.1, 0.1), with a
+    velocity from 0.1 * N(0, 1). The episode never terminates; `info["success"]` is true within 0.5 of the goal.
+    """
+
+    metadata = PointMazeEnv.metadata
+    goal = np.array([7.0, 9.0])
+
+    def __init__(self, start_cell: tuple[int, int] | None = None, render_mode: str | None = None):
+        maze = PointMazeEnv(maze_map=LARGE_MAZE, render_mode=render_mode)
+        maze.goal = np.array([self.goal[1] - 5.3, 3.8 - self.goal[0]])
+        maze.update_target_site_pos()  # the goal in pictures
+        self.ball = maze.point_env
+        self.ball.mujoco_renderer.default_cam_config = {"distance": 14.0, "elevation": -90.0, "lookat": np.zeros(3)}
+        self.render_mode = render_mode
+        self.start_cells = np.argwhere(np.array(LARGE_MAZE) == 0) if start_cell is None else np.array([start_cell])
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (4,), np.float64)
+        self.action_space = self.ball.action_space
+
+    # Gymnasium-Robotics puts the origin at the centre of the maze, x along columns and y against rows.
+    def _observation(self, state: np.ndarray) -> np.ndarray:
+        x, y, x_velocity, y_velocity = state
+        return np.array([3.8 - y, x + 5.3, -y_velocity, x_velocity])
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        row, column = self.np_random.choice(self.start_cells) + self.np_random.uniform(-0.1, 0.1, size=2)
+        row_velocity, column_velocity = 0.1 * self.np_random.standard_normal(2)
+        self.ball.reset()
+        self.ball.set_state(np.array([column - 5.3, 3.8 - row]), np.array([column_velocity, -row_velocity]))
+        return self._observation(self.ball.state_vector()), {}
+
+    def step(self, action):
+        row_force, column_force = action
+        state, _, _, _, _ = self.ball.step(np.array([column_force, -row_force]))
+        observation = self._observation(state)
+        success = bool(np.linalg.norm(observation[:2] - self.goal) <= 0.5)
+        return observation, float(success), False, False, {"success": success}
+
+    def render(self):
+        return self.ball.render()
+
+    def close(self):
+        self.ball.close()
