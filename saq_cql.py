@@ -10,7 +10,7 @@ SAQ: Luo et al. 2023, https://arxiv.org/abs/2310.11731. CQL: Kumar et al. 2020, 
 
 import argparse
 import copy
-import csv
+import io
 import json
 import os
 import sys
@@ -82,19 +82,19 @@ class Args:
 
 
 # --- settings per domain ---
-SETTINGS = {  # env-id prefix: what differs from the defaults above, on the command line
+LOCOMOTION = ("hopper", "halfcheetah", "walker2d")
+SETTINGS = {  # how an env-id begins: its own defaults on the command line
     "maze2d-large-demos": {"vqvae_steps": 4_000, "steps": 6_000, "eval_every": 2_000},
-    "hopper": {"reward_scale": 0.0},
-    "halfcheetah": {"reward_scale": 0.0},
-    "walker2d": {"reward_scale": 0.0},
+    LOCOMOTION: {"reward_scale": 0.0},
 }
 
+
 # --- command line ---
-QUANTIZER_ARGS = (
-    "vqvae_steps vqvae_hidden_dim codebook_size embedding_dim codebook_form revive condition_on_obs".split()
-)
-RESUME_ARGS = "resume device threads track capture_video".split()  # may differ from the run's
-EVALUATE_ARGS = "evaluate device threads capture_video seed eval_episodes acting".split()  # may differ from the run's
+# What a quantizer is made of, and what may differ from a run's own arguments when it is resumed or evaluated.
+QUANTIZER_ARGS = {"vqvae_steps", "vqvae_hidden_dim", "codebook_size", "embedding_dim", "codebook_form", "revive"}
+QUANTIZER_ARGS |= {"condition_on_obs"}
+RESUME_ARGS = {"resume", "device", "threads", "track", "capture_video"}
+EVALUATE_ARGS = {"evaluate", "device", "threads", "capture_video", "seed", "eval_episodes", "acting"}
 
 
 def stop(problem: str):
@@ -104,7 +104,7 @@ def stop(problem: str):
 
 
 def read_args(folder: str) -> dict:
-    """The arguments of the run in `folder`."""
+    """The arguments of the run in `folder`, and the script's name."""
     try:
         return json.loads(Path(folder, "args.json").read_text())
     except (OSError, ValueError):
@@ -112,35 +112,33 @@ def read_args(folder: str) -> dict:
 
 
 def parse_args(argv: list[str] | None = None) -> Args:
-    """The command line. Its defaults are those of the task's domain, or of the run that it continues; a flag wins."""
+    """The command line. Its defaults are those of the task's domain, or of the run that it names; a flag wins."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--env-id", "--env_id", default=Args.env_id)
     for flag in ("--resume", "--evaluate", "--vqvae"):
         early.add_argument(flag, default="")
     given = early.parse_known_args(argv)[0]
-    defaults = {"env_id": given.env_id}
-    defaults |= next((values for prefix, values in SETTINGS.items() if given.env_id.startswith(prefix)), {})
-    if given.vqvae:
-        defaults |= {name: value for name, value in read_args(given.vqvae).items() if name in QUANTIZER_ARGS}
+    defaults = next((values for prefix, values in SETTINGS.items() if given.env_id.startswith(prefix)), {})
+    defaults, fixed = {"env_id": given.env_id} | defaults, {}
     if folder := given.resume or given.evaluate:
         defaults = read_args(folder)
         if (script := defaults.pop("script")) != SCRIPT:
             stop(f"{folder} is a run of {script}.py; use that script.")
-    return tyro.cli(Args, args=argv, default=Args(**defaults))
-
-
-def check_args(args: Args):
-    """Stop at values that cannot work, before anything is loaded or written."""
+        free = RESUME_ARGS if given.resume else EVALUATE_ARGS
+        fixed = {name: value for name, value in defaults.items() if name not in free}
+    elif folder := given.vqvae:
+        fixed = {name: value for name, value in read_args(folder).items() if name in QUANTIZER_ARGS}
+        defaults |= fixed
+    args = tyro.cli(Args, args=argv, default=Args(**defaults))
+    for name, value in fixed.items():
+        if getattr(args, name) != value:
+            stop(f"--{name.replace('_', '-')} is {value} in {folder} and has to stay so; leave the flag out.")
     for name, value in asdict(args).items():
         if name.endswith(("steps", "every", "episodes", "size", "dim", "threads")) and value < 1:
             stop(f"--{name.replace('_', '-')} is {value}; it must be at least 1.")
     if args.device == "cuda" and not torch.cuda.is_available():
         stop("--device cuda needs a GPU that PyTorch can use, and there is none; use --device cpu.")
-    free = {args.resume: RESUME_ARGS, args.evaluate: EVALUATE_ARGS, args.vqvae: set(asdict(args)) - set(QUANTIZER_ARGS)}
-    for folder, names in free.items():
-        for name, value in (read_args(folder) if folder else {}).items():
-            if name != "script" and name not in names and value != getattr(args, name):
-                stop(f"--{name.replace('_', '-')} is {value} in {folder} and has to stay; leave the flag out.")
+    return args if args.device != "auto" else replace(args, device="cuda" if torch.cuda.is_available() else "cpu")
 
 
 # --- data ---
@@ -150,12 +148,9 @@ def load_data(args: Args) -> dict[str, Tensor]:
     `obs_mean` and `obs_std` (obs_dim,) are what evaluation needs to standardise likewise. `heldout` indexes the 5 % of
     the transitions that the quantizer is not trained on, `train` the others.
     """
-    try:
-        dataset = d4rl.get_dataset(args.env_id, args.dataset_path or None)
-        transitions = d4rl.qlearning_dataset(args.env_id, dataset=dataset)
-        returns = d4rl.episode_returns(args.env_id, dataset)
-    except d4rl.DatasetError as error:
-        stop(str(error))
+    dataset = d4rl.get_dataset(args.env_id, args.dataset_path or None)
+    transitions = d4rl.qlearning_dataset(args.env_id, dataset=dataset)
+    returns = d4rl.episode_returns(args.env_id, dataset)
     data = {name: torch.as_tensor(x, dtype=torch.float32, device=args.device) for name, x in transitions.items()}
     data["obs_mean"] = data["observations"].mean(0)
     data["obs_std"] = data["observations"].std(0) + 1e-3  # some entries never change
@@ -165,12 +160,10 @@ def load_data(args: Args) -> dict[str, Tensor]:
         stop("--reward-scale 0 divides by best - worst return, and all returns are equal; give a scale.")
     data["rewards"] *= args.reward_scale or 1000 / float(returns.max() - returns.min())
     order = torch.randperm(len(data["rewards"]), generator=torch.Generator().manual_seed(args.seed)).to(args.device)
-    data["heldout"], data["train"] = order.split([-(-len(order) // 20), len(order) - -(-len(order) // 20)])
-    print(
-        f"{args.env_id}: {len(order):,} transitions, {len(returns):,} episodes, returns {returns.min():.1f} to "
-        f"{returns.max():.1f} (mean {returns.mean():.1f}), observations {data['observations'].shape[1]}, "
-        f"actions {data['actions'].shape[1]}, on {args.device}"
-    )
+    data["heldout"], data["train"] = order[: len(order) // 20 + 1], order[len(order) // 20 + 1 :]
+    print(f"{args.env_id}: {len(order):,} transitions, {len(returns):,} episodes with returns", end=" ")
+    print(f"{returns.min():.1f} to {returns.max():.1f} (mean {returns.mean():.1f}), on {args.device}")
+    print(f"observations {tuple(data['observations'].shape)}, actions {tuple(data['actions'].shape)}")
     return data
 
 
@@ -209,29 +202,27 @@ def start_run(args: Args, data: dict[str, Tensor]) -> dict:
 
     A run is a dictionary: `history` is the list of rows in metrics.csv, `stages` holds the state of each stage.
     """
-    name = f"{args.env_id.replace('/', '-')}__{SCRIPT}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
-    folder = Path(args.resume or Path(args.runs_dir, name))
     run = {"history": [], "stages": {}, "returns": [], "obs_mean": data["obs_mean"], "obs_std": data["obs_std"]}
-    if args.resume and (folder / "checkpoint.pt").exists():  # without one it starts over
-        run |= torch.load(folder / "checkpoint.pt", weights_only=True, map_location="cpu")
-    if args.vqvae and "quantizer" not in run["stages"]:
+    if args.resume and Path(args.resume, "checkpoint.pt").exists():  # without one it starts over
+        run |= torch.load(Path(args.resume, "checkpoint.pt"), weights_only=True, map_location="cpu")
+    elif args.vqvae:
         other = read_checkpoint(args.vqvae, "quantizer")
         if not torch.equal(other["obs_mean"], run["obs_mean"].cpu()):
             stop(f"the quantizer in {args.vqvae} was trained on other data; leave --vqvae out to train one.")
         run["stages"]["quantizer"] = other["stages"]["quantizer"]
         run["history"] = [row for row in other["history"] if row["stage"] == "quantizer"]
-    folder.mkdir(parents=True, exist_ok=True)
-    write(folder / "args.json", json.dumps({"script": SCRIPT, **asdict(args), "resume": ""}, indent=2))
-    for events in folder.glob("events.*"):
-        events.unlink()  # written anew from the history: nothing twice, nothing from after the checkpoint
-    run |= {"folder": folder, "writer": SummaryWriter(folder)}
+    stamp = f"{datetime.now():%Y%m%d-%H%M%S-%f}"
+    name = f"{args.env_id.replace('/', '-')}__{SCRIPT}__{args.seed}__{stamp}"
+    run["folder"] = Path(args.resume or Path(args.runs_dir, name))
+    run["writer"] = SummaryWriter(run["folder"])
+    if not args.resume:
+        write(run["folder"] / "args.json", json.dumps({"script": SCRIPT, **asdict(args)}, indent=2))
     if args.track:
         import wandb
 
-        run["wandb"] = wandb.init(project="saq", id=folder.name, config=asdict(args), dir=folder, resume="allow")
-    for row in run["history"]:
-        log(run, row)
-    print(folder)
+        name = run["folder"].name
+        run["wandb"] = wandb.init(project="saq", id=name, config=asdict(args), dir=run["folder"], resume="allow")
+    print(run["folder"])
     return run
 
 
@@ -244,10 +235,11 @@ def read_checkpoint(folder: str, stage: str) -> dict:
     return checkpoint
 
 
-def write(path: Path, text: str):
+def write(path: Path, content: str | bytes):
     """Replace a file in one step: a kill leaves the old one or the new one, never half of it."""
-    path.with_suffix(".tmp").write_text(text)
-    os.replace(path.with_suffix(".tmp"), path)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(temporary, path)
 
 
 def log(run: dict, row: dict):
@@ -259,16 +251,12 @@ def log(run: dict, row: dict):
 
 
 def save(run: dict):
-    """Write the checkpoint and metrics.csv."""
-    names = ("history", "stages", "returns", "obs_mean", "obs_std")
-    torch.save({name: run[name] for name in names}, run["folder"] / "checkpoint.tmp")
-    os.replace(run["folder"] / "checkpoint.tmp", run["folder"] / "checkpoint.pt")
-    columns = dict.fromkeys(name for row in run["history"] for name in row)  # in order of appearance
-    with open(run["folder"] / "metrics.tmp", "w", newline="") as file:
-        table = csv.DictWriter(file, columns)
-        table.writeheader()
-        table.writerows(run["history"])
-    os.replace(run["folder"] / "metrics.tmp", run["folder"] / "metrics.csv")
+    """Write the checkpoint, then metrics.csv, which is its history as a table."""
+    buffer, columns = io.BytesIO(), dict.fromkeys(name for row in run["history"] for name in row)
+    torch.save({name: run[name] for name in ("history", "stages", "returns", "obs_mean", "obs_std")}, buffer)
+    write(run["folder"] / "checkpoint.pt", buffer.getvalue())
+    lines = [columns, *([str(row.get(name, "")) for name in columns] for row in run["history"])]
+    write(run["folder"] / "metrics.csv", "".join(f"{','.join(line)}\n" for line in lines))
 
 
 def train(args: Args, run: dict, stage: str, parts: dict, rows: Tensor, update: Callable, measure: Callable):
@@ -285,7 +273,7 @@ def train(args: Args, run: dict, stage: str, parts: dict, rows: Tensor, update: 
     for name, part in parts.items():
         if name in state:
             part.load_state_dict(state[name])
-    progress = tqdm(total=steps, initial=state["step"], desc=stage, unit="update", dynamic_ncols=True)
+    progress = tqdm(total=steps, initial=state["step"], desc=stage, mininterval=1)
     for first in range(state["step"], steps, args.eval_every):
         start, last, sums = time.time(), min(first + args.eval_every, steps), {}
         for _ in range(first, last):
@@ -294,31 +282,19 @@ def train(args: Args, run: dict, stage: str, parts: dict, rows: Tensor, update: 
                 sums[name] = sums.get(name, 0) + value
             progress.update()
         row = {"stage": stage, "step": last} | {name: float(value) / (last - first) for name, value in sums.items()}
-        row["time/updates_per_second"] = (last - first) / (time.time() - start)
-        row |= measure()
+        row |= {"time/updates_per_second": (last - first) / (time.time() - start)} | measure()
         run["returns"] = row.pop("returns", [])
-        seconds = state["seconds"] + time.time() - start
-        row["time/seconds"] = seconds
+        row["time/seconds"] = state["seconds"] + time.time() - start
         run["history"].append(row)
-        state = {"step": last, "seconds": seconds, "rng": generator.get_state()}
-        state |= {name: part.state_dict() for name, part in parts.items()}
-        run["stages"][stage] = state
-        save(run)
+        state = {"step": last, "seconds": row["time/seconds"], "rng": generator.get_state()}
+        run["stages"][stage] = state = state | {name: part.state_dict() for name, part in parts.items()}
         log(run, row)
-        progress.set_postfix(
-            {name.split("/")[1]: f"{row[name]:.3g}" for name in row if "/" in name and "time" not in name}
-        )
+        save(run)
+        progress.set_postfix({name: f"{row[name]:.3g}" for name in row if name.startswith(("losses", "vqvae", "eval"))})
     progress.close()
 
 
 # --- stage 1: quantizer ---
-def make_quantizer(args: Args, obs_dim: int, action_dim: int) -> VQVAE:
-    sizes = (obs_dim, action_dim, args.codebook_size, args.embedding_dim, args.vqvae_hidden_dim)
-    return VQVAE(*sizes, form=args.codebook_form, revive=args.revive, condition_on_obs=args.condition_on_obs).to(
-        args.device
-    )
-
-
 def update_quantizer(vqvae: VQVAE, optimizer: torch.optim.Optimizer, data: dict, index: Tensor) -> dict[str, Tensor]:
     """One gradient update on the state-action pairs at `index`."""
     loss, terms = vqvae.loss(data["observations"][index], data["actions"][index])
@@ -328,16 +304,10 @@ def update_quantizer(vqvae: VQVAE, optimizer: torch.optim.Optimizer, data: dict,
     return {f"vqvae/{name}": value for name, value in terms.items()}
 
 
-def encode_dataset(vqvae: VQVAE, data: dict[str, Tensor]) -> Tensor:
-    """The code of every transition's action: (N,) integers."""
-    pairs = zip(data["observations"].split(65_536), data["actions"].split(65_536), strict=True)
-    return torch.cat([vqvae.encode(obs, action) for obs, action in pairs])
-
-
 @torch.no_grad()
 def measure_quantizer(vqvae: VQVAE, data: dict[str, Tensor]) -> dict[str, float]:
-    """Codes that the whole dataset uses, their perplexity, and the squared error of held-out actions (sum over dims)."""
-    codes, heldout = encode_dataset(vqvae, data), data["heldout"]
+    """Codes used by the whole dataset, their perplexity, and the error of held-out actions (squared, summed)."""
+    codes, heldout = vqvae.encode(data["observations"], data["actions"]), data["heldout"]
     share = torch.bincount(codes, minlength=len(vqvae.codebook)) / len(codes)  # (K,)
     error = vqvae.decode(data["observations"][heldout], codes[heldout]) - data["actions"][heldout]
     return {
@@ -373,7 +343,7 @@ def make_learner(args: Args, obs_dim: int) -> nn.ModuleDict:
     """Q has one output per code."""
     learner = nn.ModuleDict({"q": mlp(obs_dim, args.hidden_dim, args.hidden_dim, args.codebook_size)})
     learner["q_target"] = copy.deepcopy(learner["q"]).requires_grad_(False)
-    return learner.to(args.device)
+    return learner
 
 
 def update(args: Args, learner: nn.ModuleDict, optimizer: torch.optim.Optimizer, data: dict, index: Tensor) -> dict:
@@ -388,14 +358,9 @@ def update(args: Args, learner: nn.ModuleDict, optimizer: torch.optim.Optimizer,
     optimizer.zero_grad()
     (0.5 * q_loss + args.conservatism * penalty).backward()  # CQL Eq. 1: half the squared error
     optimizer.step()
-    move_target(learner["q_target"], learner["q"], args.target_rate)
+    for slow, fast in zip(learner["q_target"].parameters(), learner["q"].parameters(), strict=True):
+        slow.lerp_(fast.detach(), args.target_rate)
     return {"losses/q": q_loss.detach(), "losses/penalty": penalty.detach(), "charts/q": data_q.detach().mean()}
-
-
-def move_target(target: nn.Module, source: nn.Module, rate: float):
-    """The target's weights become an exponential moving average of the source's."""
-    for slow, fast in zip(target.parameters(), source.parameters(), strict=True):
-        slow.lerp_(fast.detach(), rate)
 
 
 def policy(args: Args, learner: nn.ModuleDict, obs: Tensor) -> Tensor:
@@ -407,26 +372,23 @@ def policy(args: Args, learner: nn.ModuleDict, obs: Tensor) -> Tensor:
 def main(args: Args) -> float:
     """Train both stages, or what is left of them, and return the final normalized score."""
     torch.set_num_threads(args.threads)
-    if args.device == "auto":
-        args = replace(args, device="cuda" if torch.cuda.is_available() else "cpu")
-    check_args(args)
+    torch.manual_seed(args.seed)  # the initial weights; batches and evaluation have generators of their own
+    task = d4rl.task(args.env_id)
+    sizes = (task.observation_size, task.action_size, args.codebook_size, args.embedding_dim, args.vqvae_hidden_dim)
+    vqvae = VQVAE(*sizes, args.codebook_form, args.revive, args.condition_on_obs).to(args.device)
+    learner = make_learner(args, task.observation_size).to(args.device)
     if args.evaluate:
-        return play(args)
+        return play(args, vqvae, learner)
     data = load_data(args)
     run = start_run(args, data)
-    obs_dim, action_dim = data["observations"].shape[1], data["actions"].shape[1]
 
     # Stage 1: train the quantizer, then encode the whole dataset once.
-    torch.manual_seed(args.seed)
-    vqvae = make_quantizer(args, obs_dim, action_dim)
     optimizer = torch.optim.Adam(vqvae.parameters(), lr=args.lr, fused=True)
     parts, measure = {"vqvae": vqvae, "optimizer": optimizer}, partial(measure_quantizer, vqvae, data)
     train(args, run, "quantizer", parts, data["train"], partial(update_quantizer, vqvae, optimizer, data), measure)
-    data["codes"] = encode_dataset(vqvae, data)
+    data["codes"] = vqvae.encode(data["observations"], data["actions"])
 
     # Stage 2: the learner sees codes only.
-    torch.manual_seed(args.seed)  # anew: it does not matter whether stage 1 ran here or in another run
-    learner = make_learner(args, obs_dim)
     optimizer = torch.optim.Adam((p for p in learner.parameters() if p.requires_grad), lr=args.lr, fused=True)
     parts, measure = {"learner": learner, "optimizer": optimizer}, partial(evaluate, args, vqvae, learner, data)
     rows = torch.arange(len(data["codes"]), device=args.device)
@@ -447,26 +409,24 @@ def main(args: Args) -> float:
     if args.capture_video:
         evaluate(args, vqvae, learner, data, video=run["folder"])
     run["writer"].close()
-    if "wandb" in run:
-        run["wandb"].finish()
     print(f"score {scores[-1]:.1f} (best {max(scores):.1f}) over {args.eval_episodes} episodes; {run['folder']}")
     return scores[-1]
 
 
-def play(args: Args) -> float:
+def play(args: Args, vqvae: VQVAE, learner: nn.ModuleDict) -> float:
     """Evaluate the policy of a finished run anew and return its normalized score; the run's files stay as they are."""
     checkpoint = read_checkpoint(args.evaluate, "learner")
+    vqvae.load_state_dict(checkpoint["stages"]["quantizer"]["vqvae"])
+    learner.load_state_dict(checkpoint["stages"]["learner"]["learner"])
     data = {name: checkpoint[name].to(args.device) for name in ("obs_mean", "obs_std")}
-    obs_dim, stages = len(data["obs_mean"]), checkpoint["stages"]
-    vqvae = make_quantizer(args, obs_dim, d4rl.task(args.env_id).action_size)
-    vqvae.load_state_dict(stages["quantizer"]["vqvae"])
-    learner = make_learner(args, obs_dim)
-    learner.load_state_dict(stages["learner"]["learner"])
     result = evaluate(args, vqvae, learner, data, video=Path(args.evaluate) if args.capture_video else None)
-    spread = f"{min(result['returns']):.1f} to {max(result['returns']):.1f}"
-    print(f"score {result['eval/score']:.1f} over {args.eval_episodes} episodes, returns {spread}")
+    low, high = min(result["returns"]), max(result["returns"])
+    print(f"score {result['eval/score']:.1f} over {args.eval_episodes} episodes, returns {low:.1f} to {high:.1f}")
     return result["eval/score"]
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    try:
+        main(parse_args())
+    except d4rl.DatasetError as error:
+        stop(str(error))

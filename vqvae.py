@@ -26,8 +26,7 @@ class VQVAE(nn.Module):
         form: how the codebook learns. "paper" is Eq. 11 to the letter: squared norms, summed over dimensions.
             "official" is the authors' code: the two codebook terms are means over D. "ema" moves every code to the
             running mean of the embeddings assigned to it (van den Oord et al. 2017, Appendix A.1).
-        commitment: weight of the commitment term ||e(s, a) - sg[e_k]||^2.
-        revive: move a code that is (almost) never chosen onto a random embedding of the batch.
+        revive: move a code that is (almost) never chosen onto an embedding of the batch.
         condition_on_obs: False hides the state from encoder and decoder (the paper's Table 3).
     """
 
@@ -39,12 +38,11 @@ class VQVAE(nn.Module):
         embedding_dim: int = 128,
         hidden_dim: int = 256,
         form: str = "ema",
-        commitment: float = 1.0,
         revive: bool = True,
         condition_on_obs: bool = True,
     ):
         super().__init__()
-        self.form, self.commitment, self.revive, self.condition_on_obs = form, commitment, revive, condition_on_obs
+        self.form, self.revive, self.condition_on_obs = form, revive, condition_on_obs
         state_dim = obs_dim if condition_on_obs else 0
         self.encoder = mlp(state_dim + action_dim, hidden_dim, hidden_dim, embedding_dim)
         self.decoder = mlp(state_dim + embedding_dim, hidden_dim, hidden_dim, action_dim)
@@ -64,8 +62,9 @@ class VQVAE(nn.Module):
 
     @torch.no_grad()
     def encode(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-        """The code of each action: (B, obs_dim), (B, action_dim) -> (B,) integers in 0..K-1."""
-        return self._nearest(self.encoder(self._join(obs, action)))
+        """The code of each action: (N, obs_dim), (N, action_dim) -> (N,) integers, N up to a whole dataset."""
+        pairs = zip(obs.split(65_536), action.split(65_536), strict=True)
+        return torch.cat([self._nearest(self.encoder(self._join(*pair))) for pair in pairs])
 
     def decode(self, obs: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
         """The action that each code stands for in its state: (B, obs_dim), (B,) -> (B, action_dim)."""
@@ -87,7 +86,7 @@ class VQVAE(nn.Module):
         commitment = (embedding - quantized.detach()).pow(2).sum(1).mean()
         if self.form != "paper":
             codebook, commitment = codebook / embedding.shape[1], commitment / embedding.shape[1]
-        loss = reconstruction + self.commitment * commitment
+        loss = reconstruction + commitment
         if self.form != "ema":
             loss = loss + codebook
         if self.training:
@@ -106,7 +105,7 @@ class VQVAE(nn.Module):
         if self.revive:
             share = 1 / len(self.codebook)
             dead = (self.usage < 0.1 * share)[:, None]  # chosen ten times less often than if all were equal
-            fresh = embedding[torch.randint(len(embedding), (len(self.codebook),), device=embedding.device)]
+            fresh = embedding[torch.arange(len(self.codebook), device=embedding.device) % len(embedding)]  # (K, D)
             self.codebook.copy_(torch.where(dead, fresh, self.codebook))
             self.embedding_sum.copy_(torch.where(dead, share * fresh, self.embedding_sum))
             self.usage.masked_fill_(dead[:, 0], share)

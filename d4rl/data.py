@@ -107,9 +107,9 @@ def get_dataset(env_id: str, h5path: str | Path | None = None) -> dict[str, np.n
     """
     spec = task(env_id)
     path = Path(h5path) if h5path else spec.default_path
-    if not path.is_file():
+    if not path.is_file() or not os.access(path, os.R_OK):
         advice = "check the path." if h5path else f"download {spec.url} and put it there, or pass the path of a copy."
-        raise DatasetError(f"There is no dataset file {path}: {advice}")
+        raise DatasetError(f"There is no readable file {path}: {advice}")
     return _checked(spec, _read(path), str(path))
 
 
@@ -123,9 +123,10 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         with h5py.File(path) as file:
             known = [key for key in (*REQUIRED, "timeouts") if isinstance(file.get(key), h5py.Dataset)]
             return {key: file[key][()] if key in known else None for key in file}
-    except (OSError, RuntimeError, KeyError) as error:
+    except (OSError, RuntimeError, KeyError):
         # It begins like HDF5 but cannot be read to the end: what an interrupted download or copy leaves behind.
-        raise DatasetError(f"{path} is incomplete or damaged ({error}): download or copy it again.") from None
+        size = path.stat().st_size
+        raise DatasetError(f"{path} ({size} bytes) is incomplete or damaged: download or copy it again.") from None
 
 
 def _checked(spec: Task, arrays: dict[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
@@ -133,7 +134,8 @@ def _checked(spec: Task, arrays: dict[str, np.ndarray], source: str) -> dict[str
     missing = [key for key in REQUIRED if arrays.get(key) is None]
     if missing:
         found = ", ".join(arrays) or "nothing"
-        raise DatasetError(f"{source} is not in D4RL's format: {', '.join(missing)} missing, found {found}.")
+        missing = ", ".join(missing)
+        raise DatasetError(f"{source} lacks {missing} (found: {found}); pass a dataset in D4RL's format.")
 
     checked = {}
     for key in (*REQUIRED, "timeouts"):
@@ -142,24 +144,22 @@ def _checked(spec: Task, arrays: dict[str, np.ndarray], source: str) -> dict[str
         values = np.asarray(arrays[key])
         if values.dtype.kind not in "biuf":
             raise DatasetError(f"{source}: {key} holds {values.dtype}, not numbers; pass a dataset in D4RL's format.")
-        if key in ("observations", "actions"):
-            width = spec.observation_size if key == "observations" else spec.action_size
-            wanted, fits = f"(rows, {width})", values.ndim == 2 and values.shape[1] == width
-        else:  # some files store (N, 1)
-            wanted, fits = "(rows,)", values.ndim == 1 or (values.ndim == 2 and values.shape[1] == 1)
-            values = values.reshape(-1)
-        if not fits:
+        row = {"observations": (spec.observation_size,), "actions": (spec.action_size,)}.get(key, ())
+        if row == () and values.shape[1:] == (1,):
+            values = values[:, 0]  # some files store (N, 1)
+        if values.ndim == 0 or values.shape[1:] != row:
+            wanted = (*values.shape[:1], *row)
             raise DatasetError(
-                f"{source}: {key} has shape {np.shape(arrays[key])} but {spec.env_id} needs {wanted}, "
+                f"{source}: {key} has shape {values.shape} but {spec.env_id} needs {wanted}; "
                 "did you mean another --env-id?"
             )
-        values = values.astype(np.float32, copy=False)
-        bad = int((~np.isfinite(values.reshape(len(values), -1))).any(axis=1).sum())
+        with np.errstate(over="ignore"):  # too large for float32: inf, found in the next line
+            values = values.astype(np.float32, copy=False)
+        bad = np.count_nonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
         if bad:
-            raise DatasetError(
-                f"{source}: {key} is NaN or infinite in {bad} of {len(values)} rows; repair the dataset."
-            )
-        checked[key] = values if key in ("observations", "actions", "rewards") else values.astype(bool)
+            rows = f"{bad} of {len(values)} rows"
+            raise DatasetError(f"{source}: {key} is NaN or infinite in {rows}; repair the dataset.")
+        checked[key] = values.astype(bool) if key in ("terminals", "timeouts") else values
 
     rows = {key: len(values) for key, values in checked.items()}
     if len(set(rows.values())) > 1:
@@ -175,7 +175,7 @@ def _timeouts(spec: Task, dataset: dict[str, np.ndarray]) -> np.ndarray:
     """(N,) bool: rows where an episode was cut off, counted from the last episode end if the file does not say."""
     if "timeouts" in dataset:
         return dataset["timeouts"]
-    rows = np.arange(len(dataset["terminals"]))
+    rows = np.arange(len(dataset["terminals"]))  # (the original's counter starts at 1 after a terminal: one row early)
     starts = np.concatenate([[True], dataset["terminals"][:-1]])
     step = rows - np.maximum.accumulate(np.where(starts, rows, 0))  # since the last terminal
     return (step + 1) % spec.max_episode_steps == 0
