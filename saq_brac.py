@@ -15,7 +15,6 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -35,7 +34,6 @@ import d4rl
 from vqvae import VQVAE, mlp
 
 SCRIPT = Path(__file__).stem
-STEPS = {"quantizer": "vqvae_steps", "learner": "steps"}  # the argument that ends each stage
 
 
 @dataclass
@@ -48,9 +46,7 @@ class Args:
     threads: int = 1  # CPU threads; more are faster only while no other process wants a core
     eval_every: int = 5_000  # updates between two evaluations, each with a checkpoint
     eval_episodes: int = 20  # episodes per evaluation
-    acting: Literal["greedy", "sample", "mean"] = (
-        "sample"  # the likeliest code, a drawn one, or the mean decoded action
-    )
+    acting: Literal["greedy", "sample", "mean"] = "sample"  # likeliest code, drawn code, or mean decoded action
     runs_dir: str = "runs"  # the run's folder is made in here
     resume: str = ""  # continue the run in this folder exactly where its last checkpoint is
     evaluate: str = ""  # play the finished run in this folder, train nothing
@@ -82,10 +78,9 @@ class Args:
 
 
 # --- settings per domain ---
-LOCOMOTION = ("hopper", "halfcheetah", "walker2d")
 SETTINGS = {  # how an env-id begins: its own defaults on the command line
     "maze2d-large-demos": {"vqvae_steps": 4_000, "steps": 6_000, "eval_every": 2_000},
-    LOCOMOTION: {"reward_scale": 0.0},
+    ("hopper", "halfcheetah", "walker2d"): {"reward_scale": 0.0},
 }
 
 
@@ -161,36 +156,30 @@ def load_data(args: Args) -> dict[str, Tensor]:
     data["rewards"] *= args.reward_scale or 1000 / float(returns.max() - returns.min())
     order = torch.randperm(len(data["rewards"]), generator=torch.Generator().manual_seed(args.seed)).to(args.device)
     data["heldout"], data["train"] = order[: len(order) // 20 + 1], order[len(order) // 20 + 1 :]
-    print(f"{args.env_id}: {len(order):,} transitions, {len(returns):,} episodes with returns", end=" ")
-    print(f"{returns.min():.1f} to {returns.max():.1f} (mean {returns.mean():.1f}), on {args.device}")
-    print(f"observations {tuple(data['observations'].shape)}, actions {tuple(data['actions'].shape)}")
+    print(f"{args.env_id} on {args.device}: {d4rl.describe(args.env_id, dataset)}")
     return data
 
 
 # --- evaluation ---
-def act(args: Args, vqvae: VQVAE, learner: nn.ModuleDict, obs: Tensor, generator: torch.Generator) -> Tensor:
+@torch.no_grad()
+def act(args: Args, vqvae: VQVAE, learner: nn.ModuleDict, data: dict, generator: torch.Generator, obs: np.ndarray):
     """The policy's actions: (B, obs_dim) -> (B, action_dim). A code is chosen and decoded in the current state."""
+    obs = (torch.as_tensor(obs, dtype=torch.float32, device=args.device) - data["obs_mean"]) / data["obs_std"]
     probs = policy(args, learner, obs).exp()  # (B, K)
     if args.acting == "mean":  # sum_k pi(k|s) d(s, e_k); the paper always acts with one code
         every_code = torch.arange(probs.shape[1], device=obs.device).repeat(len(obs))
         actions = vqvae.decode(obs.repeat_interleave(probs.shape[1], 0), every_code)  # (B * K, action_dim)
-        return (probs[:, :, None] * actions.view(*probs.shape, -1)).sum(1)
+        return (probs[:, :, None] * actions.view(*probs.shape, -1)).sum(1).cpu().numpy()
+    code = probs.argmax(1)
     if args.acting == "sample":
         code = torch.multinomial(probs.cpu(), 1, generator=generator).squeeze(1).to(obs.device)
-    else:
-        code = probs.argmax(1)
-    return vqvae.decode(obs, code)
+    return vqvae.decode(obs, code).cpu().numpy()
 
 
 def evaluate(args: Args, vqvae: VQVAE, learner: nn.ModuleDict, data: dict, video: Path | None = None) -> dict:
     """Play `eval_episodes` episodes: mean return and normalized score. `video`: folder for an mp4 of the first one."""
     generator = torch.Generator().manual_seed(args.seed)  # its own: training draws the same numbers with or without it
-
-    @torch.no_grad()
-    def actions(obs: np.ndarray) -> np.ndarray:
-        x = torch.as_tensor(obs, dtype=torch.float32, device=args.device)
-        return act(args, vqvae, learner, (x - data["obs_mean"]) / data["obs_std"], generator).cpu().numpy()
-
+    actions = partial(act, args, vqvae, learner, data, generator)
     returns = d4rl.evaluate(args.env_id, actions, args.eval_episodes, seed=args.seed, video_folder=video)
     score = 100 * d4rl.get_normalized_score(args.env_id, np.mean(returns))
     return {"eval/score": float(score), "eval/return": float(np.mean(returns)), "returns": returns}
@@ -211,43 +200,32 @@ def start_run(args: Args, data: dict[str, Tensor]) -> dict:
             stop(f"the quantizer in {args.vqvae} was trained on other data; leave --vqvae out to train one.")
         run["stages"]["quantizer"] = other["stages"]["quantizer"]
         run["history"] = [row for row in other["history"] if row["stage"] == "quantizer"]
-    stamp = f"{datetime.now():%Y%m%d-%H%M%S-%f}"
-    name = f"{args.env_id.replace('/', '-')}__{SCRIPT}__{args.seed}__{stamp}"
-    run["folder"] = Path(args.resume or Path(args.runs_dir, name))
-    run["writer"] = SummaryWriter(run["folder"])
+    name = f"{args.env_id.replace('/', '-')}__{SCRIPT}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
+    run["folder"] = folder = Path(args.resume or Path(args.runs_dir, name))
+    run["writer"] = SummaryWriter(folder)
     if not args.resume:
-        write(run["folder"] / "args.json", json.dumps({"script": SCRIPT, **asdict(args)}, indent=2))
+        write(folder / "args.json", json.dumps({"script": SCRIPT, **asdict(args)}, indent=2).encode())
     if args.track:
         import wandb
 
-        name = run["folder"].name
-        run["wandb"] = wandb.init(project="saq", id=name, config=asdict(args), dir=run["folder"], resume="allow")
+        run["wandb"] = wandb.init(project="saq", id=folder.name, config=asdict(args), dir=folder, resume="allow")
     print(run["folder"])
     return run
 
 
 def read_checkpoint(folder: str, stage: str) -> dict:
     """The checkpoint of the run in `folder`, whose `stage` must be finished."""
-    path, steps = Path(folder, "checkpoint.pt"), read_args(folder)[STEPS[stage]]
+    path = Path(folder, "checkpoint.pt")
     checkpoint = torch.load(path, weights_only=True, map_location="cpu") if path.exists() else {"stages": {}}
-    if checkpoint["stages"].get(stage, {"step": 0})["step"] < steps:
+    if not checkpoint["stages"].get(stage, {}).get("finished"):
         stop(f"the {stage} in {folder} is not finished; continue that run with --resume {folder}.")
     return checkpoint
 
 
-def write(path: Path, content: str | bytes):
+def write(path: Path, content: bytes):
     """Replace a file in one step: a kill leaves the old one or the new one, never half of it."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(temporary, path)
-
-
-def log(run: dict, row: dict):
-    """Send a row of metrics to TensorBoard and, with --track, to Weights & Biases."""
-    for name in (name for name in row if "/" in name):
-        run["writer"].add_scalar(name, row[name], row["step"])
-    if "wandb" in run:
-        run["wandb"].log(row)
+    path.with_suffix(".tmp").write_bytes(content)
+    os.replace(path.with_suffix(".tmp"), path)
 
 
 def save(run: dict):
@@ -256,52 +234,54 @@ def save(run: dict):
     torch.save({name: run[name] for name in ("history", "stages", "returns", "obs_mean", "obs_std")}, buffer)
     write(run["folder"] / "checkpoint.pt", buffer.getvalue())
     lines = [columns, *([str(row.get(name, "")) for name in columns] for row in run["history"])]
-    write(run["folder"] / "metrics.csv", "".join(f"{','.join(line)}\n" for line in lines))
+    write(run["folder"] / "metrics.csv", "".join(f"{','.join(line)}\n" for line in lines).encode())
 
 
-def train(args: Args, run: dict, stage: str, parts: dict, rows: Tensor, update: Callable, measure: Callable):
-    """Bring a stage to its number of updates. Every `eval_every` of them: measure, log, write a checkpoint.
+def train(args: Args, run: dict, stage: str, steps: int, model: nn.Module, rows: Tensor, loss, measure):
+    """Bring a stage to `steps` updates. Every `eval_every` of them: measure, log, write a checkpoint.
 
-    `parts` are the modules and optimizers that learn; with the generator of the batches they are all that a resumed run
-    needs. Batches come from the transitions `rows`. `update(index)` makes one gradient update on those at `index` and
-    returns tensors to log, `measure()` returns numbers to log.
+    `loss(index)` returns the loss of the transitions at `index` and tensors to log, `measure()` numbers to log; batches
+    come from the transitions `rows`. Weights, optimizer and the batches' generator are all that a run resumes from.
     """
-    steps = getattr(args, STEPS[stage])
+    optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=args.lr, fused=True)
     generator = torch.Generator(args.device).manual_seed(args.seed)
-    state = run["stages"].get(stage, {"step": 0, "seconds": 0.0, "rng": generator.get_state()})
-    generator.set_state(state["rng"])
-    for name, part in parts.items():
-        if name in state:
-            part.load_state_dict(state[name])
+    state = run["stages"].get(stage, {"step": 0, "seconds": 0.0})
+    if state["step"] > 0:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        generator.set_state(state["generator"])
     progress = tqdm(total=steps, initial=state["step"], desc=stage, mininterval=1)
     for first in range(state["step"], steps, args.eval_every):
         start, last, sums = time.time(), min(first + args.eval_every, steps), {}
         for _ in range(first, last):
             index = rows[torch.randint(len(rows), (args.batch_size,), generator=generator, device=args.device)]
-            for name, value in update(index).items():
-                sums[name] = sums.get(name, 0) + value
+            value, metrics = loss(index)
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            sums = {name: metric.detach() + sums.get(name, 0) for name, metric in metrics.items()}
             progress.update()
-        row = {"stage": stage, "step": last} | {name: float(value) / (last - first) for name, value in sums.items()}
+        row = {"stage": stage, "step": last} | {name: float(total) / (last - first) for name, total in sums.items()}
         row |= {"time/updates_per_second": (last - first) / (time.time() - start)} | measure()
         run["returns"] = row.pop("returns", [])
         row["time/seconds"] = state["seconds"] + time.time() - start
         run["history"].append(row)
-        state = {"step": last, "seconds": row["time/seconds"], "rng": generator.get_state()}
-        run["stages"][stage] = state = state | {name: part.state_dict() for name, part in parts.items()}
-        log(run, row)
+        state = {"step": last, "finished": last == steps, "seconds": row["time/seconds"]}
+        state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state()}
+        run["stages"][stage] = state
         save(run)
+        for name in (name for name in row if "/" in name):
+            run["writer"].add_scalar(name, row[name], last)
+        if args.track:
+            run["wandb"].log(row)
         progress.set_postfix({name: f"{row[name]:.3g}" for name in row if name.startswith(("losses", "vqvae", "eval"))})
     progress.close()
 
 
 # --- stage 1: quantizer ---
-def update_quantizer(vqvae: VQVAE, optimizer: torch.optim.Optimizer, data: dict, index: Tensor) -> dict[str, Tensor]:
-    """One gradient update on the state-action pairs at `index`."""
-    loss, terms = vqvae.loss(data["observations"][index], data["actions"][index])
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return {f"vqvae/{name}": value for name, value in terms.items()}
+def quantizer_loss(vqvae: VQVAE, data: dict[str, Tensor], index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """SAQ Eq. 11 on the state-action pairs at `index`."""
+    return vqvae.loss(data["observations"][index], data["actions"][index])
 
 
 @torch.no_grad()
@@ -348,28 +328,28 @@ def make_learner(args: Args, obs_dim: int) -> nn.ModuleDict:
     return learner
 
 
-def update(args: Args, learner: nn.ModuleDict, optimizer: torch.optim.Optimizer, data: dict, index: Tensor) -> dict:
-    """One gradient update of all networks on the transitions at `index`."""
-    obs, code = data["observations"][index], data["codes"][index]  # (B, obs_dim), (B,)
-    next_obs, beta = data["next_observations"][index], args.behaviour_weight
-    with torch.no_grad():
-        log_behaviour = F.log_softmax(learner["behaviour"](next_obs), dim=1)  # (B, K)
-        log_policy = policy(args, learner, next_obs)  # (B, K)
-        next_value = behaviour_value(log_policy, learner["q_target"](next_obs), log_behaviour, beta)  # (B,)
-    q = learner["q"](obs)  # (B, K)
-    data_q = q.gather(1, code[:, None]).squeeze(1)  # (B,)
-    q_loss = td_loss(data_q, data["rewards"][index], data["terminals"][index], next_value, args.discount)
-    log_behaviour, log_policy = F.log_softmax(learner["behaviour"](obs), dim=1), policy(args, learner, obs)  # (B, K)
-    behaviour_loss = F.nll_loss(log_behaviour, code)  # -log pi_beta(k|s)
-    pi_loss = policy_loss(log_policy, q, log_behaviour, beta, args.entropy_weight)
-    optimizer.zero_grad()
-    (q_loss + behaviour_loss + pi_loss).backward()  # they share no weights: each is trained as if alone
-    optimizer.step()
+def learner_loss(args: Args, learner: nn.ModuleDict, data: dict[str, Tensor], index: Tensor) -> tuple[Tensor, dict]:
+    """The losses of all networks on the transitions at `index`, after the target network has moved towards Q."""
     for slow, fast in zip(learner["q_target"].parameters(), learner["q"].parameters(), strict=True):
         slow.lerp_(fast.detach(), args.target_rate)
-    losses = {"losses/q": q_loss, "losses/behaviour": behaviour_loss, "losses/policy": pi_loss}
-    losses["charts/entropy"] = -(log_policy.exp() * log_policy).sum(1).mean()
-    return {name: value.detach() for name, value in losses.items()} | {"charts/q": data_q.detach().mean()}
+    beta, alpha = args.behaviour_weight, args.entropy_weight
+    next_obs, code = data["next_observations"][index], data["codes"][index]  # (B, obs_dim), (B,)
+    with torch.no_grad():
+        log_behaviour = F.log_softmax(learner["behaviour"](next_obs), dim=1)  # (B, K)
+        next_q = learner["q_target"](next_obs)  # (B, K)
+        next_value = behaviour_value(policy(args, learner, next_obs), next_q, log_behaviour, beta)  # (B,)
+    obs = data["observations"][index]
+    q, log_policy = learner["q"](obs), policy(args, learner, obs)  # (B, K)
+    log_behaviour = F.log_softmax(learner["behaviour"](obs), dim=1)  # (B, K)
+    data_q = q.gather(1, code[:, None]).squeeze(1)  # (B,)
+    losses = {
+        "losses/q": td_loss(data_q, data["rewards"][index], data["terminals"][index], next_value, args.discount),
+        "losses/behaviour": F.nll_loss(log_behaviour, code),  # -log pi_beta(k|s)
+        "losses/policy": policy_loss(log_policy, q, log_behaviour, beta, alpha),
+    }
+    entropy = -(log_policy.exp() * log_policy).sum(1).mean()
+    # The networks share no weights, so the sum trains each as if alone.
+    return sum(losses.values()), losses | {"charts/q": data_q.mean(), "charts/entropy": entropy}
 
 
 def policy(args: Args, learner: nn.ModuleDict, obs: Tensor) -> Tensor:
@@ -379,7 +359,7 @@ def policy(args: Args, learner: nn.ModuleDict, obs: Tensor) -> Tensor:
 
 # --- main ---
 def main(args: Args) -> float:
-    """Train both stages, or what is left of them, and return the final normalized score."""
+    """Train both stages, or what is left of them, or only play; return the final normalized score."""
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)  # the initial weights; batches and evaluation have generators of their own
     task = d4rl.task(args.env_id)
@@ -387,51 +367,37 @@ def main(args: Args) -> float:
     vqvae = VQVAE(*sizes, args.codebook_form, args.revive, args.condition_on_obs).to(args.device)
     learner = make_learner(args, task.observation_size).to(args.device)
     if args.evaluate:
-        return play(args, vqvae, learner)
+        checkpoint = read_checkpoint(args.evaluate, "learner")
+        vqvae.load_state_dict(checkpoint["stages"]["quantizer"]["model"])
+        learner.load_state_dict(checkpoint["stages"]["learner"]["model"])
+        data = {name: checkpoint[name].to(args.device) for name in ("obs_mean", "obs_std")}
+        result = evaluate(args, vqvae, learner, data, video=Path(args.evaluate) if args.capture_video else None)
+        print(f"score {result['eval/score']:.1f} over {args.eval_episodes} episodes")
+        return result["eval/score"]
     data = load_data(args)
     run = start_run(args, data)
 
     # Stage 1: train the quantizer, then encode the whole dataset once.
-    optimizer = torch.optim.Adam(vqvae.parameters(), lr=args.lr, fused=True)
-    parts, measure = {"vqvae": vqvae, "optimizer": optimizer}, partial(measure_quantizer, vqvae, data)
-    train(args, run, "quantizer", parts, data["train"], partial(update_quantizer, vqvae, optimizer, data), measure)
-    data["codes"] = vqvae.encode(data["observations"], data["actions"])
+    loss, measure = partial(quantizer_loss, vqvae, data), partial(measure_quantizer, vqvae, data)
+    train(args, run, "quantizer", args.vqvae_steps, vqvae, data["train"], loss, measure)
+    data["codes"] = vqvae.encode(data["observations"], data["actions"])  # (N,)
 
     # Stage 2: the learner sees codes only.
-    optimizer = torch.optim.Adam((p for p in learner.parameters() if p.requires_grad), lr=args.lr, fused=True)
-    parts, measure = {"learner": learner, "optimizer": optimizer}, partial(evaluate, args, vqvae, learner, data)
+    loss, measure = partial(learner_loss, args, learner, data), partial(evaluate, args, vqvae, learner, data)
     rows = torch.arange(len(data["codes"]), device=args.device)
-    train(args, run, "learner", parts, rows, partial(update, args, learner, optimizer, data), measure)
+    train(args, run, "learner", args.steps, learner, rows, loss, measure)
 
     scores = [row["eval/score"] for row in run["history"] if row["stage"] == "learner"]
-    result = {
-        "env_id": args.env_id,
-        "script": SCRIPT,
-        "seed": args.seed,
-        "score": scores[-1],
-        "best_score": max(scores),
-    }
-    result |= {"episodes": args.eval_episodes, "returns": run["returns"]}
+    result = {"score": scores[-1], "best_score": max(scores), "returns": run["returns"], "episodes": args.eval_episodes}
+    result |= {"env_id": args.env_id, "script": SCRIPT, "seed": args.seed}
     result["seconds"] = {stage: state["seconds"] for stage, state in run["stages"].items()}
     result["versions"] = {name: version(name) for name in ("torch", "numpy", "gymnasium", "mujoco", "d4rl")}
-    write(run["folder"] / "result.json", json.dumps(result, indent=2))
+    write(run["folder"] / "result.json", json.dumps(result, indent=2).encode())
     if args.capture_video:
         evaluate(args, vqvae, learner, data, video=run["folder"])
     run["writer"].close()
     print(f"score {scores[-1]:.1f} (best {max(scores):.1f}) over {args.eval_episodes} episodes; {run['folder']}")
     return scores[-1]
-
-
-def play(args: Args, vqvae: VQVAE, learner: nn.ModuleDict) -> float:
-    """Evaluate the policy of a finished run anew and return its normalized score; the run's files stay as they are."""
-    checkpoint = read_checkpoint(args.evaluate, "learner")
-    vqvae.load_state_dict(checkpoint["stages"]["quantizer"]["vqvae"])
-    learner.load_state_dict(checkpoint["stages"]["learner"]["learner"])
-    data = {name: checkpoint[name].to(args.device) for name in ("obs_mean", "obs_std")}
-    result = evaluate(args, vqvae, learner, data, video=Path(args.evaluate) if args.capture_video else None)
-    low, high = min(result["returns"]), max(result["returns"])
-    print(f"score {result['eval/score']:.1f} over {args.eval_episodes} episodes, returns {low:.1f} to {high:.1f}")
-    return result["eval/score"]
 
 
 if __name__ == "__main__":

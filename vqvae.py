@@ -91,8 +91,11 @@ class VQVAE(nn.Module):
             loss = loss + codebook
         if self.training:
             self._move_codebook(embedding.detach(), code)
-        terms = {"reconstruction": reconstruction, "codebook": codebook, "commitment": commitment}
-        return loss, {name: term.detach() for name, term in terms.items()}
+        return loss, {
+            "vqvae/reconstruction": reconstruction,
+            "vqvae/codebook": codebook,
+            "vqvae/commitment": commitment,
+        }
 
     @torch.no_grad()
     def _move_codebook(self, embedding: torch.Tensor, code: torch.Tensor, decay: float = 0.99):

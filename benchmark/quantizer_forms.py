@@ -98,7 +98,9 @@ def table(rows: list[dict]):
     for row in rows:
         groups[row["dataset"], row["form"]].append(row)
     columns = ["codes_used", "perplexity", "heldout_error", "accuracy", "score/sample", "score/greedy"]
-    print("| stand-in | form | codes used | perplexity | held-out error | accuracy | SAQ-BC, sampled | SAQ-BC, greedy |")
+    print(
+        "| stand-in | form | codes used | perplexity | held-out error | accuracy | SAQ-BC, sampled | SAQ-BC, greedy |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for (dataset, form), group in groups.items():
         cells = []

@@ -21,6 +21,7 @@ from d4rl.data import (
     TASKS,
     DatasetError,
     Task,
+    describe,
     episode_returns,
     get_dataset,
     get_normalized_score,
@@ -32,6 +33,7 @@ from d4rl.evaluation import evaluate
 __all__ = [
     "DatasetError",
     "Task",
+    "describe",
     "episode_returns",
     "evaluate",
     "get_dataset",

@@ -237,3 +237,14 @@ def episode_returns(env_id: str, dataset: dict[str, np.ndarray]) -> np.ndarray:
         ends = np.array([len(dataset["rewards"]) - 1])
     starts = np.concatenate([[0], ends[:-1] + 1])
     return np.add.reduceat(dataset["rewards"][: ends[-1] + 1].astype(np.float64), starts)
+
+
+def describe(env_id: str, dataset: dict[str, np.ndarray]) -> str:
+    """One line for people: rows, episodes and their returns, sizes of an observation and an action."""
+    returns = episode_returns(env_id, dataset)
+    rows, observation_size = dataset["observations"].shape
+    action_size = dataset["actions"].shape[1]
+    return (
+        f"{rows:,} steps, {len(returns):,} episodes with returns {returns.min():.1f} to {returns.max():.1f} "
+        f"(mean {returns.mean():.1f}), {observation_size} observations, {action_size} actions"
+    )
