@@ -135,7 +135,6 @@ def load_data(args: Args) -> dict[str, Tensor]:
     """
     dataset = d4rl.get_dataset(args.env_id, args.dataset_path or None)
     transitions = d4rl.qlearning_dataset(args.env_id, dataset=dataset)
-    returns = d4rl.episode_returns(args.env_id, dataset)
     data = {name: torch.as_tensor(x, dtype=torch.float32, device=args.device) for name, x in transitions.items()}
     data["obs_mean"] = data["observations"].mean(0)
     data["obs_std"] = data["observations"].std(0) + 1e-3  # some entries never change

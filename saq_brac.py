@@ -1,8 +1,7 @@
 """SAQ-BRAC: behaviour-regularised actor-critic on state-conditioned action codes, with exact expectations.
 
 Stage 1 trains a VQ-VAE that turns every action into one of K codes. Stage 2 learns a behaviour policy pi_beta, Q, and a
-policy pi that stays near pi_beta; every expectation over pi is a sum over the K codes. The policy's code is decoded in
-the current state. Explained in docs/saq_brac.md.
+policy pi near pi_beta, with exact sums over the K codes. Explained in docs/saq_brac.md.
 SAQ: Luo et al. 2023, https://arxiv.org/abs/2310.11731. BRAC: Wu et al. 2019, https://arxiv.org/abs/1911.11361.
 
     python saq_brac.py --env-id hopper-medium-expert-v2
