@@ -173,10 +173,7 @@ def evaluate(args: Args, vqvae: VQVAE, learner: nn.ModuleDict, data: dict, video
 
 # --- run folder ---
 def start_run(args: Args, data: dict[str, Tensor]) -> dict:
-    """Make the run's folder, or open the one to resume at its last checkpoint.
-
-    A run is a dictionary: `history` is the list of rows in metrics.csv, `stages` holds the state of each stage.
-    """
+    """A new run's folder, or the one to resume: `history` has the rows of metrics.csv, `stages` the state of each stage."""
     run = {"history": [], "stages": {}, "returns": [], "obs_mean": data["obs_mean"], "obs_std": data["obs_std"]}
     if args.resume and Path(args.resume, "checkpoint.pt").exists():  # without one it starts over
         run |= torch.load(Path(args.resume, "checkpoint.pt"), weights_only=True, map_location="cpu")

@@ -73,7 +73,8 @@ class Args:
 
     # --- SAQ-BRAC ---
     behaviour_weight: float = 1.0  # beta: weight of log pi_beta in the critic's target and in the policy's loss
-    entropy_weight: float = 1.0  # alpha: weight of the policy's entropy
+    entropy_weight: float = 1.0  # alpha: weight of the policy's entropy in its loss
+    target_entropy: bool = False  # the critic's target gets the entropy as well: not in SAQ Eq. 3, but in BRAC's KL
 
 
 # --- settings per domain ---
@@ -186,10 +187,7 @@ def evaluate(args: Args, vqvae: VQVAE, learner: nn.ModuleDict, data: dict, video
 
 # --- run folder ---
 def start_run(args: Args, data: dict[str, Tensor]) -> dict:
-    """Make the run's folder, or open the one to resume at its last checkpoint.
-
-    A run is a dictionary: `history` is the list of rows in metrics.csv, `stages` holds the state of each stage.
-    """
+    """A new run's folder, or the one to resume: `history` has the rows of metrics.csv, `stages` the state of each stage."""
     run = {"history": [], "stages": {}, "returns": [], "obs_mean": data["obs_mean"], "obs_std": data["obs_std"]}
     if args.resume and Path(args.resume, "checkpoint.pt").exists():  # without one it starts over
         run |= torch.load(Path(args.resume, "checkpoint.pt"), weights_only=True, map_location="cpu")
@@ -303,20 +301,17 @@ def td_loss(q: Tensor, rewards: Tensor, terminals: Tensor, next_value: Tensor, d
     return (target.detach() - q).pow(2).mean()
 
 
-def behaviour_value(log_policy: Tensor, q: Tensor, log_behaviour: Tensor, behaviour_weight: float) -> Tensor:
-    """SAQ Eq. 3, next value: sum_k pi(k|s) (Q(s,k) + beta log pi_beta(k|s)), exact. All (B, K) -> (B,)"""
-    return (log_policy.exp() * (q + behaviour_weight * log_behaviour)).sum(1)
+def regularised_value(log_policy: Tensor, q: Tensor, log_behaviour: Tensor, beta: float, alpha: float) -> Tensor:
+    """sum_k pi(k|s) (Q(s,k) + beta log pi_beta(k|s) - alpha log pi(k|s)), exact. All (B, K) -> (B,)"""
+    return (log_policy.exp() * (q + beta * log_behaviour - alpha * log_policy)).sum(1)
 
 
-def policy_loss(
-    log_policy: Tensor, q: Tensor, log_behaviour: Tensor, behaviour_weight: float, entropy_weight: float
-) -> Tensor:
-    """SAQ Eq. 6, negated: mean of -sum_k pi (Q + beta log pi_beta - alpha log pi). All (B, K) -> scalar
+def policy_loss(log_policy: Tensor, q: Tensor, log_behaviour: Tensor, beta: float, alpha: float) -> Tensor:
+    """SAQ Eq. 6, negated, mean over the batch. Only the policy gets a gradient. All (B, K) -> scalar
 
-    Only the policy gets a gradient. Its optimum is softmax((Q + beta log pi_beta) / alpha).
+    The optimum is softmax((Q + beta log pi_beta) / alpha).
     """
-    value = behaviour_value(log_policy, q.detach(), log_behaviour.detach(), behaviour_weight)
-    return (entropy_weight * (log_policy.exp() * log_policy).sum(1) - value).mean()
+    return -regularised_value(log_policy, q.detach(), log_behaviour.detach(), beta, alpha).mean()
 
 
 def make_learner(args: Args, obs_dim: int) -> nn.ModuleDict:
@@ -331,13 +326,12 @@ def learner_loss(args: Args, learner: nn.ModuleDict, data: dict[str, Tensor], in
     """The losses of all networks on the transitions at `index`, after the target network has moved towards Q."""
     for slow, fast in zip(learner["q_target"].parameters(), learner["q"].parameters(), strict=True):
         slow.lerp_(fast.detach(), args.target_rate)
-    beta, alpha = args.behaviour_weight, args.entropy_weight
-    next_obs, code = data["next_observations"][index], data["codes"][index]  # (B, obs_dim), (B,)
+    beta, alpha, next_obs = args.behaviour_weight, args.entropy_weight, data["next_observations"][index]
     with torch.no_grad():
-        log_behaviour = F.log_softmax(learner["behaviour"](next_obs), dim=1)  # (B, K)
-        next_q = learner["q_target"](next_obs)  # (B, K)
-        next_value = behaviour_value(policy(args, learner, next_obs), next_q, log_behaviour, beta)  # (B,)
-    obs = data["observations"][index]
+        next_q, log_behaviour = learner["q_target"](next_obs), F.log_softmax(learner["behaviour"](next_obs), dim=1)
+        weights = (beta, alpha if args.target_entropy else 0.0)
+        next_value = regularised_value(policy(args, learner, next_obs), next_q, log_behaviour, *weights)  # (B,)
+    obs, code = data["observations"][index], data["codes"][index]  # (B, obs_dim), (B,)
     q, log_policy = learner["q"](obs), policy(args, learner, obs)  # (B, K)
     log_behaviour = F.log_softmax(learner["behaviour"](obs), dim=1)  # (B, K)
     data_q = q.gather(1, code[:, None]).squeeze(1)  # (B,)
