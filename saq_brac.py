@@ -74,13 +74,15 @@ class Args:
     # --- SAQ-BRAC ---
     behaviour_weight: float = 1.0  # beta: weight of log pi_beta in the critic's target and in the policy's loss
     entropy_weight: float = 1.0  # alpha: weight of the policy's entropy in its loss
-    target_entropy: bool = False  # the critic's target gets the entropy as well: not in SAQ Eq. 3, but in BRAC's KL
+    target_entropy: bool = (
+        True  # the critic's target has the entropy too, as in BRAC's KL; off: SAQ Eq. 3 to the letter
+    )
 
 
 # --- settings per domain ---
 SETTINGS = {  # how an env-id begins: its own defaults on the command line
-    "maze2d-large-demos": {"vqvae_steps": 4_000, "steps": 6_000, "eval_every": 2_000},
-    ("hopper", "halfcheetah", "walker2d"): {"reward_scale": 0.0},
+    "maze2d-large-demos": {"codebook_size": 16, "vqvae_steps": 3_000, "steps": 4_000, "eval_every": 2_000},
+    ("hopper", "halfcheetah", "walker2d"): {"reward_scale": 0.0, "behaviour_weight": 3.0, "entropy_weight": 3.0},
 }
 
 
@@ -187,7 +189,7 @@ def evaluate(args: Args, vqvae: VQVAE, learner: nn.ModuleDict, data: dict, video
 
 # --- run folder ---
 def start_run(args: Args, data: dict[str, Tensor]) -> dict:
-    """A new run's folder, or the one to resume: `history` has the rows of metrics.csv, `stages` the state of each stage."""
+    """A new run's folder, or the one to resume. `history` has metrics.csv's rows, `stages` the state of each stage."""
     run = {"history": [], "stages": {}, "returns": [], "obs_mean": data["obs_mean"], "obs_std": data["obs_std"]}
     if args.resume and Path(args.resume, "checkpoint.pt").exists():  # without one it starts over
         run |= torch.load(Path(args.resume, "checkpoint.pt"), weights_only=True, map_location="cpu")

@@ -79,7 +79,7 @@ class Args:
 
 # --- settings per domain ---
 SETTINGS = {  # how an env-id begins: its own defaults on the command line
-    "maze2d-large-demos": {"vqvae_steps": 4_000, "steps": 6_000, "eval_every": 2_000},
+    "maze2d-large-demos": {"codebook_size": 16, "vqvae_steps": 3_000, "steps": 4_000, "eval_every": 2_000},
     ("hopper", "halfcheetah", "walker2d"): {"reward_scale": 0.0},
 }
 
@@ -187,7 +187,7 @@ def evaluate(args: Args, vqvae: VQVAE, learner: nn.ModuleDict, data: dict, video
 
 # --- run folder ---
 def start_run(args: Args, data: dict[str, Tensor]) -> dict:
-    """A new run's folder, or the one to resume: `history` has the rows of metrics.csv, `stages` the state of each stage."""
+    """A new run's folder, or the one to resume. `history` has metrics.csv's rows, `stages` the state of each stage."""
     run = {"history": [], "stages": {}, "returns": [], "obs_mean": data["obs_mean"], "obs_std": data["obs_std"]}
     if args.resume and Path(args.resume, "checkpoint.pt").exists():  # without one it starts over
         run |= torch.load(Path(args.resume, "checkpoint.pt"), weights_only=True, map_location="cpu")

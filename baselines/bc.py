@@ -55,7 +55,7 @@ class Args:
 
 # --- settings per domain ---
 SETTINGS = {  # how an env-id begins: its own defaults on the command line
-    "maze2d-large-demos": {"steps": 6_000, "eval_every": 2_000},
+    "maze2d-large-demos": {"steps": 4_000, "eval_every": 2_000},
 }
 
 
@@ -141,7 +141,7 @@ def evaluate(args: Args, learner: nn.ModuleDict, data: dict, video: Path | None 
 
 # --- run folder ---
 def start_run(args: Args, data: dict[str, Tensor]) -> dict:
-    """A new run's folder, or the one to resume: `history` has the rows of metrics.csv, `stages` the state of each stage."""
+    """A new run's folder, or the one to resume. `history` has metrics.csv's rows, `stages` the state of each stage."""
     run = {"history": [], "stages": {}, "returns": [], "obs_mean": data["obs_mean"], "obs_std": data["obs_std"]}
     if args.resume and Path(args.resume, "checkpoint.pt").exists():  # without one it starts over
         run |= torch.load(Path(args.resume, "checkpoint.pt"), weights_only=True, map_location="cpu")
