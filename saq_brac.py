@@ -11,6 +11,7 @@ import argparse
 import copy
 import io
 import json
+import math
 import os
 import sys
 import time
@@ -56,7 +57,7 @@ class Args:
     vqvae: str = ""  # take the quantizer of the run in this folder instead of training one
     vqvae_steps: int = 20_000  # gradient updates
     vqvae_hidden_dim: int = 256  # width of the two hidden layers of encoder and decoder
-    codebook_size: int = 32  # number of codes, K
+    codebook_size: int = 16  # number of codes, K
     embedding_dim: int = 16  # size of a code's vector, D
     codebook_form: Literal["ema", "official", "paper"] = "ema"  # how the codebook learns; paper: Eq. 11 to the letter
     revive: bool = True  # move codes that are never chosen onto embeddings of the data
@@ -74,22 +75,22 @@ class Args:
     # --- SAQ-BRAC ---
     behaviour_weight: float = 1.0  # beta: weight of log pi_beta in the critic's target and in the policy's loss
     entropy_weight: float = 1.0  # alpha: weight of the policy's entropy in its loss
-    target_entropy: bool = (
-        True  # the critic's target has the entropy too, as in BRAC's KL; off: SAQ Eq. 3 to the letter
-    )
+    target_entropy: bool = True  # the critic's target has the entropy too (BRAC's KL); off: SAQ Eq. 3 as printed
 
 
 # --- settings per domain ---
 SETTINGS = {  # how an env-id begins: its own defaults on the command line
-    "maze2d-large-demos": {"codebook_size": 16, "vqvae_steps": 3_000, "steps": 4_000, "eval_every": 2_000},
+    "maze2d-large-demos": {"vqvae_steps": 3_000, "steps": 4_000, "eval_every": 2_000},
     ("hopper", "halfcheetah", "walker2d"): {"reward_scale": 0.0, "behaviour_weight": 3.0, "entropy_weight": 3.0},
 }
 
 
 # --- command line ---
-# What a quantizer is made of, and what may differ from a run's own arguments when it is resumed or evaluated.
+# What a quantizer is made of, values other than positive, and what may differ from a resumed or evaluated run's own.
 QUANTIZER_ARGS = {"vqvae_steps", "vqvae_hidden_dim", "codebook_size", "embedding_dim", "codebook_form", "revive"}
 QUANTIZER_ARGS |= {"condition_on_obs"}
+LIMITS = {"seed": (0, 2**31), "discount": (0, 1), "target_rate": (0, 1), "expectile": (0, 1), "reward_scale": (0, 1e9)}
+LIMITS |= {"conservatism": (0, 1e9), "behaviour_weight": (0, 1e9)}
 RESUME_ARGS = {"resume", "device", "threads", "track", "capture_video"}
 EVALUATE_ARGS = {"evaluate", "device", "threads", "capture_video", "seed", "eval_episodes", "acting"}
 
@@ -131,8 +132,9 @@ def parse_args(argv: list[str] | None = None) -> Args:
         if getattr(args, name) != value:
             stop(f"--{name.replace('_', '-')} is {value} in {folder} and has to stay so; leave the flag out.")
     for name, value in asdict(args).items():
-        if name.endswith(("steps", "every", "episodes", "size", "dim", "threads")) and value < 1:
-            stop(f"--{name.replace('_', '-')} is {value}; it must be at least 1.")
+        low, high = LIMITS.get(name, (1 if isinstance(value, int) else 1e-9, math.inf))
+        if type(value) in (int, float) and not low <= value <= high:
+            stop(f"--{name.replace('_', '-')} is {value}; it must be between {low} and {high}.")
     if args.device == "cuda" and not torch.cuda.is_available():
         stop("--device cuda needs a GPU that PyTorch can use, and there is none; use --device cpu.")
     return args if args.device != "auto" else replace(args, device="cuda" if torch.cuda.is_available() else "cpu")
@@ -309,11 +311,8 @@ def regularised_value(log_policy: Tensor, q: Tensor, log_behaviour: Tensor, beta
 
 
 def policy_loss(log_policy: Tensor, q: Tensor, log_behaviour: Tensor, beta: float, alpha: float) -> Tensor:
-    """SAQ Eq. 6, negated, mean over the batch. Only the policy gets a gradient. All (B, K) -> scalar
-
-    The optimum is softmax((Q + beta log pi_beta) / alpha).
-    """
-    return -regularised_value(log_policy, q.detach(), log_behaviour.detach(), beta, alpha).mean()
+    """SAQ Eq. 6, negated, mean over the batch; minimal at softmax((Q + beta log pi_beta) / alpha). (B, K) -> scalar"""
+    return -regularised_value(log_policy, q.detach(), log_behaviour.detach(), beta, alpha).mean()  # trains pi alone
 
 
 def make_learner(args: Args, obs_dim: int) -> nn.ModuleDict:
@@ -325,9 +324,9 @@ def make_learner(args: Args, obs_dim: int) -> nn.ModuleDict:
 
 
 def learner_loss(args: Args, learner: nn.ModuleDict, data: dict[str, Tensor], index: Tensor) -> tuple[Tensor, dict]:
-    """The losses of all networks on the transitions at `index`, after the target network has moved towards Q."""
+    """The losses of all networks on the transitions at `index`. No weights are shared: the sum trains each as if alone."""
     for slow, fast in zip(learner["q_target"].parameters(), learner["q"].parameters(), strict=True):
-        slow.lerp_(fast.detach(), args.target_rate)
+        slow.lerp_(fast.detach(), args.target_rate)  # the target network follows Q
     beta, alpha, next_obs = args.behaviour_weight, args.entropy_weight, data["next_observations"][index]
     with torch.no_grad():
         next_q, log_behaviour = learner["q_target"](next_obs), F.log_softmax(learner["behaviour"](next_obs), dim=1)
@@ -343,7 +342,6 @@ def learner_loss(args: Args, learner: nn.ModuleDict, data: dict[str, Tensor], in
         "losses/policy": policy_loss(log_policy, q, log_behaviour, beta, alpha),
     }
     entropy = -(log_policy.exp() * log_policy).sum(1).mean()
-    # The networks share no weights, so the sum trains each as if alone.
     return sum(losses.values()), losses | {"charts/q": data_q.mean(), "charts/entropy": entropy}
 
 

@@ -8,6 +8,7 @@ A network learns the data's action in each state by least squares. Explained in 
 import argparse
 import io
 import json
+import math
 import os
 import sys
 import time
@@ -60,7 +61,8 @@ SETTINGS = {  # how an env-id begins: its own defaults on the command line
 
 
 # --- command line ---
-# What may differ from a run's own arguments when it is resumed or evaluated.
+# Values other than positive, and what may differ from a resumed or evaluated run's own arguments.
+LIMITS = {"seed": (0, 2**31)}
 RESUME_ARGS = {"resume", "device", "threads", "track", "capture_video"}
 EVALUATE_ARGS = {"evaluate", "device", "threads", "capture_video", "seed", "eval_episodes"}
 
@@ -99,8 +101,9 @@ def parse_args(argv: list[str] | None = None) -> Args:
         if getattr(args, name) != value:
             stop(f"--{name.replace('_', '-')} is {value} in {folder} and has to stay so; leave the flag out.")
     for name, value in asdict(args).items():
-        if name.endswith(("steps", "every", "episodes", "size", "dim", "threads")) and value < 1:
-            stop(f"--{name.replace('_', '-')} is {value}; it must be at least 1.")
+        low, high = LIMITS.get(name, (1 if isinstance(value, int) else 1e-9, math.inf))
+        if type(value) in (int, float) and not low <= value <= high:
+            stop(f"--{name.replace('_', '-')} is {value}; it must be between {low} and {high}.")
     if args.device == "cuda" and not torch.cuda.is_available():
         stop("--device cuda needs a GPU that PyTorch can use, and there is none; use --device cpu.")
     return args if args.device != "auto" else replace(args, device="cuda" if torch.cuda.is_available() else "cpu")
