@@ -324,7 +324,7 @@ def make_learner(args: Args, obs_dim: int) -> nn.ModuleDict:
 
 
 def learner_loss(args: Args, learner: nn.ModuleDict, data: dict[str, Tensor], index: Tensor) -> tuple[Tensor, dict]:
-    """The losses of all networks on the transitions at `index`. No weights are shared: the sum trains each as if alone."""
+    """The losses of all networks on the transitions at `index`. They share no weights: their sum trains each alone."""
     for slow, fast in zip(learner["q_target"].parameters(), learner["q"].parameters(), strict=True):
         slow.lerp_(fast.detach(), args.target_rate)  # the target network follows Q
     obs, code = data["observations"][index], data["codes"][index]  # (B, obs_dim), (B,)

@@ -3,7 +3,7 @@
     python docs/make_picture.py
 
 The arrows are real: a quantizer with K = 8 is trained on the bundled demonstrations, and its codes are decoded in two
-states. Takes about half a minute on one core; two runs on one machine write the same file.
+states. Two runs on one machine write the same file.
 """
 
 import sys
@@ -17,13 +17,17 @@ import numpy as np
 import torch
 from gymnasium_robotics.envs.maze.maps import LARGE_MAZE
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
+from matplotlib.patheffects import withStroke
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import saq_bc  # noqa: E402
 from vqvae import VQVAE  # noqa: E402
 
 K, UPDATES = 8, 2_000
-PLACES = ((1.0, 3.2), (5.2, 8.8))  # (row, column): the states shown are the data's nearest to these
+PLACES = {  # (row, column): the states shown are the data's nearest to these, at two corners of the way
+    "A": (2.53, 0.94),
+    "B": (3.02, 5.65),
+}
 INK, GREY, STATE, CODE, BOX = "#1b1f24", "#8c959f", "#0a6e31", "#b35900", "#eef2f6"
 COLOURS = plt.get_cmap("tab10").colors
 
@@ -60,7 +64,7 @@ def arrow(axes, start, end, colour=INK, bend=0.0):
 
 def draw_stages(axes):
     """The boxes and arrows of both stages, in a field of 16 x 6.2 units."""
-    axes.set(xlim=(0, 16), ylim=(0, 6.2))
+    axes.set(xlim=(-0.1, 16), ylim=(0, 6.2))
     axes.axis("off")
 
     # Stage 1
@@ -109,53 +113,55 @@ def draw_stages(axes):
 def draw_maze(axes, data, states):
     """The maze from above, the demonstrations' way through it and the two states."""
     axes.imshow(np.array(LARGE_MAZE, float), cmap="Greys", vmin=0, vmax=2.2)
-    way = (data["observations"] * data["obs_std"] + data["obs_mean"])[:800, :2].numpy() + 0.2
+    way = (data["observations"] * data["obs_std"] + data["obs_mean"])[:799, :2].numpy() + 0.2
     axes.plot(way[:, 1], way[:, 0], color=GREY, lw=1.2)
-    for name, state in zip("AB", states, strict=True):
+    for name, state in states.items():
         axes.add_patch(Circle((state[1] + 0.2, state[0] + 0.2), 0.42, fc=STATE, ec="none", zorder=3))
         axes.text(state[1] + 0.2, state[0] + 0.22, name, color="white", weight="bold", size=8.5, ha="center",
                   va="center_baseline", zorder=4)  # fmt: skip
-    axes.set_title("two states of the maze", size=10.5, color=INK)
+    axes.set_title("two states of the maze", size=10, color=INK)
     axes.set(xticks=[], yticks=[])
 
 
 def draw_codes(axes, vqvae, data, state, name):
     """The actions that all codes stand for in one state, as arrows from the centre."""
-    obs = torch.as_tensor(state, dtype=torch.float32)
-    obs = ((obs - data["obs_mean"]) / data["obs_std"]).expand(K, -1)
+    obs = (state - data["obs_mean"]) / data["obs_std"]
     with torch.no_grad():
-        actions = vqvae.decode(obs, torch.arange(K)).numpy()  # (K, 2): force along rows (down) and columns (right)
-    reach = 1.25
+        actions = vqvae.decode(obs.expand(K, -1), torch.arange(K)).numpy()  # (K, 2): force down and to the right
+    near = (data["observations"] - obs).norm(dim=1).argsort()[:40]
+    axes.plot(*data["actions"][near].numpy().T[::-1], ".", color="#c4ccd4", ms=3.5, zorder=0)
+    reach = 1.1
     axes.add_patch(plt.Rectangle((-1, -1), 2, 2, fc="none", ec=GREY, lw=0.8, ls=(0, (3, 3))))
     for k, (down, right) in enumerate(actions):
-        axes.annotate("", (right, down), (0, 0), arrowprops={"arrowstyle": "-|>", "color": COLOURS[k], "lw": 1.8,
+        axes.annotate("", (right, down), (0, 0), arrowprops={"arrowstyle": "-|>", "color": COLOURS[k], "lw": 1.6,
                                                              "shrinkA": 0, "shrinkB": 0})  # fmt: skip
         direction = np.array([right, down]) / np.hypot(right, down)
         place = np.array([right, down]) + 0.14 * direction
-        axes.text(*place, str(k), size=9.5, ha="center", va="center", color=COLOURS[k], weight="bold")
+        axes.text(*place, str(k), size=10, ha="center", va="center", color=COLOURS[k], weight="bold",
+                  path_effects=[withStroke(linewidth=2, foreground="white")])  # fmt: skip
     axes.plot(0, 0, marker="o", color=STATE, ms=5)
     axes.set(xlim=(-reach, reach), ylim=(reach, -reach), xticks=[], yticks=[], aspect="equal")
-    axes.set_title(f"the {K} codes decoded in {name}", size=10.5, color=INK)
+    axes.set_title(f"the {K} codes, decoded in {name}", size=10, color=INK)
     for side in axes.spines.values():
         side.set_visible(False)
-    return actions
 
 
 def main():
     vqvae, data = train_quantizer()
     observations = data["observations"] * data["obs_std"] + data["obs_mean"]
-    states = []
-    for place in PLACES:
-        nearest = (observations[:, :2] - torch.tensor(place)).norm(dim=1).argmin()
-        states.append(observations[nearest].numpy())
+    states = {}
+    for name, place in PLACES.items():
+        states[name] = observations[(observations[:, :2] - torch.tensor(place)).norm(dim=1).argmin()]
 
     plt.rcParams.update({"svg.hashsalt": "saq", "font.family": "DejaVu Sans", "mathtext.fontset": "dejavusans"})
-    figure = plt.figure(figsize=(9.2, 6.9), facecolor="white")
-    draw_stages(figure.add_axes((0.02, 0.42, 0.97, 0.57)))
-    draw_maze(figure.add_axes((0.02, 0.015, 0.36, 0.33)), data, states)
-    for i, (name, state) in enumerate(zip("AB", states, strict=True)):
-        actions = draw_codes(figure.add_axes((0.41 + 0.3 * i, 0.0, 0.28, 0.345)), vqvae, data, state, name)
-        print(name, state.round(2), actions.round(2).tolist())
+    figure = plt.figure(figsize=(9.2, 6.35), facecolor="white")
+    draw_stages(figure.add_axes((0.02, 0.445, 0.97, 0.549)))
+    figure.text(
+        0.025, 0.408, "One code is another action in another state", weight="bold", size=11.5, va="center", color=INK
+    )
+    draw_maze(figure.add_axes((0.02, 0.02, 0.36, 0.32)), data, states)
+    for i, (name, state) in enumerate(states.items()):
+        draw_codes(figure.add_axes((0.4 + 0.3 * i, 0.02, 0.28, 0.32)), vqvae, data, state, name)
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
     figure.savefig(folder / "saq.svg", metadata={"Date": None})
     if len(sys.argv) > 1:
