@@ -103,7 +103,7 @@ def parse_args(argv: list[str] | None = None) -> Args:
     for name, value in asdict(args).items():
         low, high = LIMITS.get(name, (1 if isinstance(value, int) else 1e-9, math.inf))
         if type(value) in (int, float) and not low <= value <= high:
-            stop(f"--{name.replace('_', '-')} is {value}; it must be between {low} and {high}.")
+            stop(f"--{name.replace('_', '-')} is {value}; it has to be at least {low} and at most {high}.")
     if args.device == "cuda" and not torch.cuda.is_available():
         stop("--device cuda needs a GPU that PyTorch can use, and there is none; use --device cpu.")
     return args if args.device != "auto" else replace(args, device="cuda" if torch.cuda.is_available() else "cpu")
@@ -166,7 +166,7 @@ def read_checkpoint(folder: str, stage: str) -> dict:
     path = Path(folder, "checkpoint.pt")
     checkpoint = torch.load(path, weights_only=True, map_location="cpu") if path.exists() else {"stages": {}}
     if not checkpoint["stages"].get(stage, {}).get("finished"):
-        stop(f"the {stage} in {folder} is not finished; continue that run with --resume {folder}.")
+        stop(f"{folder} has no finished {stage}; continue that run with --resume {folder}, or name another.")
     return checkpoint
 
 
@@ -210,11 +210,11 @@ def train(args: Args, run: dict, stage: str, steps: int, model: nn.Module, rows:
             sums = {name: metric.detach() + sums.get(name, 0) for name, metric in metrics.items()}
             progress.update()
         row = {"stage": stage, "step": last} | {name: float(total) / (last - first) for name, total in sums.items()}
-        row |= {"time/updates_per_second": (last - first) / (time.time() - start)} | measure()
+        row |= {f"time/{stage}_updates_per_second": (last - first) / (time.time() - start)} | measure()
         run["returns"] = row.pop("returns", [])
-        row["time/seconds"] = state["seconds"] + time.time() - start
+        row[f"time/{stage}_seconds"] = state["seconds"] + time.time() - start
         run["history"].append(row)
-        state = {"step": last, "finished": last == steps, "seconds": row["time/seconds"]}
+        state = {"step": last, "finished": last == steps, "seconds": row[f"time/{stage}_seconds"]}
         state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state()}
         run["stages"][stage] = state
         save(run)

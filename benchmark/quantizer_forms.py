@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -70,17 +71,19 @@ def run(options: Args, dataset: str, form: str, seed: int) -> dict:
     learner = saq_bc.make_learner(args, obs_dim)
     generator = torch.Generator().manual_seed(seed)
 
-    def fit(steps, rows, parameters, update):
-        optimizer = torch.optim.Adam(parameters, lr=args.lr, fused=True)
+    def fit(steps: int, model: torch.nn.Module, loss: Callable):
+        optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
         for _ in range(steps):
-            index = rows[torch.randint(len(rows), (args.batch_size,), generator=generator)]
-            metrics = update(optimizer, data, index)
-        return metrics
+            index = data["train"][torch.randint(len(data["train"]), (args.batch_size,), generator=generator)]
+            value, _ = loss(index)
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
 
-    fit(options.vqvae_steps, data["train"], vqvae.parameters(), partial(saq_bc.update_quantizer, vqvae))
+    fit(options.vqvae_steps, vqvae, partial(saq_bc.quantizer_loss, vqvae, data))
     data["codes"] = vqvae.encode(data["observations"], data["actions"])
     # The classifier leaves the held-out rows out as well: its accuracy there says how predictable the codes are.
-    fit(options.steps, data["train"], learner.parameters(), partial(saq_bc.update, args, learner))
+    fit(options.steps, learner, partial(saq_bc.learner_loss, args, learner, data))
     heldout = data["heldout"]
     with torch.no_grad():
         log_policy = saq_bc.policy(args, learner, data["observations"][heldout])
@@ -113,6 +116,8 @@ def table(rows: list[dict]):
 
 if __name__ == "__main__":
     options = tyro.cli(Args)
+    if "SAQ_STANDIN_DIR" not in os.environ and not options.table:
+        sys.exit("Set SAQ_STANDIN_DIR to the folder that holds the datasets, DATASETS names them.")
     out = Path(options.out)
     rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
     done = {(row["dataset"], row["form"], row["seed"]) for row in rows}

@@ -3,7 +3,7 @@
     python docs/make_picture.py
 
 The arrows are real: a quantizer with K = 8 is trained on the bundled demonstrations, and its codes are decoded in two
-states. Two runs on one machine write the same file.
+states. Two runs on one machine write the same file. A folder as argument: write there, and a PNG to look at as well.
 """
 
 import sys
