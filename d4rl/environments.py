@@ -4,19 +4,24 @@ The locomotion tasks are Gymnasium's v4 environments as they are. Adroit differs
 pen's termination, maze2d in its coordinates, start, goal and reward.
 """
 
+import contextlib
+import io
+
 import gymnasium
 import numpy as np
-from gymnasium_robotics.envs.adroit_hand.adroit_door import AdroitHandDoorEnv
-from gymnasium_robotics.envs.adroit_hand.adroit_hammer import AdroitHandHammerEnv
-from gymnasium_robotics.envs.adroit_hand.adroit_pen import AdroitHandPenEnv
-from gymnasium_robotics.envs.adroit_hand.adroit_relocate import AdroitHandRelocateEnv
-from gymnasium_robotics.envs.maze.maps import LARGE_MAZE
-from gymnasium_robotics.envs.maze.point_maze import PointMazeEnv
+
+with contextlib.redirect_stderr(io.StringIO()):  # a notice for users of its own Adroit ids, which are mended below
+    from gymnasium_robotics.envs.adroit_hand.adroit_door import AdroitHandDoorEnv
+    from gymnasium_robotics.envs.adroit_hand.adroit_hammer import AdroitHandHammerEnv
+    from gymnasium_robotics.envs.adroit_hand.adroit_pen import AdroitHandPenEnv
+    from gymnasium_robotics.envs.adroit_hand.adroit_relocate import AdroitHandRelocateEnv
+    from gymnasium_robotics.envs.maze.maps import LARGE_MAZE
+    from gymnasium_robotics.envs.maze.point_maze import PointMazeEnv
 
 
 # --- Adroit ---
 # D4RL charges 0.1 * distance between palm and object, Gymnasium-Robotics 1.2.1 to 1.4.2 pays it: hence - 0.2 * distance
-# here. (The notice it prints about this when imported is meant for users of its own ids.)
+# here.
 class DoorEnv(AdroitHandDoorEnv):
     """Open the door: D4RL's reward."""
 

@@ -1,7 +1,5 @@
 """Bad input: exit code 2, one sentence that says what is wrong, no traceback, nothing written."""
 
-import json
-import os
 import runpy
 import shutil
 import subprocess
@@ -84,7 +82,7 @@ FILES = {
     "another task": (lambda path: dataset(path, "walker2d-medium-v2"), "did you mean another --env-id"),
     "actions": (lambda path: dataset(path, actions=np.zeros((300, 6))), "did you mean another --env-id"),
     "one row": (lambda path: dataset(path, rows=1), "no transition"),
-    "two transitions": (lambda path: dataset(path, rows=2), ""),
+    "one transition": (lambda path: dataset(path, rows=2), "transition"),
 }
 
 
@@ -92,7 +90,8 @@ FILES = {
 def test_bad_file(name, fails, tmp_path):
     make, message = FILES[name]
     make(tmp_path / "data.hdf5")
-    assert message in fails("saq_cql", "--env-id", HOPPER, "--dataset-path", tmp_path / "data.hdf5", *tiny("saq_cql"))
+    flags = ["--env-id", HOPPER, "--dataset-path", tmp_path / "data.hdf5", "--reward-scale", 1, *tiny("saq_cql")]
+    assert message in fails("saq_cql", *flags)
 
 
 def test_equal_returns_have_no_scale(fails, tmp_path):
@@ -177,7 +176,7 @@ def test_resume_with_a_changed_argument(fails, lent):
         assert "has to stay so" in said and flags[0].replace("--no-", "--") in said
     for flags in (["--evaluate", made["saq_iql"]], ["--runs-dir", "elsewhere"], ["--vqvae", made["saq_bc"]]):
         assert flags[0] in fails("saq_iql", "--resume", made["saq_iql"], *flags, place=False)
-    for flags in (["--temperature", 3], ["--steps", 30], ["--codebook-size", 4]):
+    for flags in (["--temperature", 0.123], ["--steps", 30], ["--codebook-size", 4]):
         assert flags[0] in fails("saq_iql", "--evaluate", made["saq_iql"], *flags, place=False)
     assert contents(made["saq_iql"]) == before
 
@@ -239,15 +238,14 @@ def test_damaged_checkpoint(flag, fails, lent, tmp_path):
     assert "checkpoint.pt" in fails("saq_iql", *flags, flag, folder, place=flag == "--vqvae")
 
 
-@pytest.mark.parametrize("flag", ["--resume", "--evaluate", "--vqvae"])
-@pytest.mark.parametrize("content", [b"[1, 2]", b"{}", b'{"script": "saq_iql", "stepps": 3}', b"\xff\xfe", b"{"])
+FOREIGN = [b"[1, 2]", b"{}", b'{"script": "saq_iql", "stepps": 3}', b"\xff\xfe", b"{"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "content"), [*((f, c) for f in ("--resume", "--evaluate") for c in FOREIGN), ("--vqvae", FOREIGN[0])]
+)
 def test_foreign_args_json(flag, content, fails, lent, tmp_path):
-    made, data = lent
-    folder = broken(tmp_path / "run", made["saq_iql"], args=content)
-    if flag == "--vqvae":
-        if json.loads(content.decode("latin1")) if content[:1] in b"[{" and content != b"{" else False:
-            pytest.skip("nothing in it contradicts")
-        return
+    folder = broken(tmp_path / "run", lent[0]["saq_iql"], args=content)
     assert str(folder) in fails("saq_iql", flag, folder, place=False)
 
 
