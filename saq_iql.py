@@ -75,22 +75,21 @@ class Args:
 
     # --- SAQ-IQL ---
     expectile: float = 0.7  # of the value function
-    temperature: float = 1.0  # lambda: small follows the advantage, large the behaviour policy
+    temperature: float = 3.0  # lambda: small follows the advantage, large the behaviour policy
 
 
 # --- settings per domain ---
 SETTINGS = {  # how an env-id begins: its own defaults on the command line
     "maze2d-large-demos": {"vqvae_steps": 3_000, "steps": 4_000, "eval_every": 2_000},
-    ("hopper", "halfcheetah", "walker2d"): {"reward_scale": 0.0, "temperature": 3.0},
+    ("hopper", "halfcheetah", "walker2d", "pen", "door", "hammer", "relocate"): {"reward_scale": 0.0},
 }
 
 
 # --- command line ---
-# What a quantizer is made of, values other than positive, and what may differ from a resumed or evaluated run's own.
+# What a quantizer is made of, ranges of values, and what may differ when a run is resumed or evaluated.
 QUANTIZER_ARGS = {"vqvae_steps", "vqvae_hidden_dim", "codebook_size", "embedding_dim", "codebook_form", "revive"}
 QUANTIZER_ARGS |= {"condition_on_obs"}
-LIMITS = {"seed": (0, 2**31), "discount": (0, 1), "target_rate": (0, 1), "expectile": (0, 1), "reward_scale": (0, 1e9)}
-LIMITS |= {"conservatism": (0, 1e9), "behaviour_weight": (0, 1e9)}
+LIMITS = {"seed": (0, 2**31), "discount": (0, 1), "expectile": (0, 1), "temperature": (1e-6, 1e6)}
 RESUME_ARGS = {"resume", "device", "threads", "track", "capture_video"}
 EVALUATE_ARGS = {"evaluate", "device", "threads", "capture_video", "seed", "eval_episodes", "acting", "temperature"}
 
@@ -132,7 +131,7 @@ def parse_args(argv: list[str] | None = None) -> Args:
         if getattr(args, name) != value:
             stop(f"--{name.replace('_', '-')} is {value} in {folder} and has to stay so; leave the flag out.")
     for name, value in asdict(args).items():
-        low, high = LIMITS.get(name, (1 if isinstance(value, int) else 1e-9, math.inf))
+        low, high = LIMITS.get(name, (1 if isinstance(value, int) else 0, math.inf))
         if type(value) in (int, float) and not low <= value <= high:
             stop(f"--{name.replace('_', '-')} is {value}; it has to be at least {low} and at most {high}.")
     if args.device == "cuda" and not torch.cuda.is_available():

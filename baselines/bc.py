@@ -61,7 +61,7 @@ SETTINGS = {  # how an env-id begins: its own defaults on the command line
 
 
 # --- command line ---
-# Values other than positive, and what may differ from a resumed or evaluated run's own arguments.
+# Ranges of values, and what may differ when a run is resumed or evaluated.
 LIMITS = {"seed": (0, 2**31)}
 RESUME_ARGS = {"resume", "device", "threads", "track", "capture_video"}
 EVALUATE_ARGS = {"evaluate", "device", "threads", "capture_video", "seed", "eval_episodes"}
@@ -101,7 +101,7 @@ def parse_args(argv: list[str] | None = None) -> Args:
         if getattr(args, name) != value:
             stop(f"--{name.replace('_', '-')} is {value} in {folder} and has to stay so; leave the flag out.")
     for name, value in asdict(args).items():
-        low, high = LIMITS.get(name, (1 if isinstance(value, int) else 1e-9, math.inf))
+        low, high = LIMITS.get(name, (1 if isinstance(value, int) else 0, math.inf))
         if type(value) in (int, float) and not low <= value <= high:
             stop(f"--{name.replace('_', '-')} is {value}; it has to be at least {low} and at most {high}.")
     if args.device == "cuda" and not torch.cuda.is_available():
