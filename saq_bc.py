@@ -195,7 +195,8 @@ def start_run(args: Args, data: dict[str, Tensor]) -> dict:
         import wandb
 
         run["wandb"] = wandb.init(project="saq", id=folder.name, config=asdict(args), dir=folder, resume="allow")
-    print(run["folder"])
+    save(run)  # a kill may have come between the checkpoint and metrics.csv
+    print(folder)
     return run
 
 
@@ -255,11 +256,11 @@ def train(args: Args, run: dict, stage: str, steps: int, model: nn.Module, rows:
         state = {"step": last, "finished": last == steps, "seconds": row[f"time/{stage}_seconds"]}
         state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state()}
         run["stages"][stage] = state
-        save(run)
         for name in (name for name in row if "/" in name):
             run["writer"].add_scalar(name, row[name], last)
         if args.track:
             run["wandb"].log(row)
+        save(run)
         progress.set_postfix({name: f"{row[name]:.3g}" for name in row if name.startswith(("losses", "vqvae", "eval"))})
     progress.close()
 

@@ -400,6 +400,13 @@ def test_acting(monkeypatch):
                 np.testing.assert_allclose(shares, expected, atol=0.03)
 
 
+def test_continuous_acting():
+    data = {"obs_mean": torch.tensor([1.0, 0.0]), "obs_std": torch.tensor([2.0, 1.0])}
+    learner = {"policy": lambda obs: torch.stack([obs[:, 0], 10 * obs[:, 1]], 1)}
+    actions = baselines_bc.act(baselines_bc.Args(device="cpu"), learner, data, np.array([[3.0, 1.0], [5.0, -1.0]]))
+    np.testing.assert_allclose(actions, [[1, 10], [2, -10]])
+
+
 # --- data ---
 @pytest.mark.parametrize("script", ["saq_iql", "saq_cql", "saq_brac", "saq_bc"])
 def test_load_data(script, tmp_path, capsys):

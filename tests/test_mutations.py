@@ -1,0 +1,233 @@
+"""The tests of the losses notice what they are for: each change of a line below makes the named test fail."""
+
+import inspect
+import itertools
+from pathlib import Path
+
+import pytest
+import test_losses
+import test_resume
+import test_vqvae
+from common import HOPPER, PATHS, ROOT, SCRIPTS, dataset, load, play, result, run
+
+TD = [
+    ("(1 - terminals)", "(1 + terminals)", "td_loss"),
+    ("* (1 - terminals)", "", "td_loss"),
+    ("rewards + discount", "rewards - discount", "td_loss"),
+    ("rewards + discount *", "rewards +", "td_loss"),
+    ("(target.detach() - q)", "(target - q)", "td_loss"),
+    ("(target.detach() - q).pow(2)", "(target.detach() - q).abs()", "td_loss"),
+    ("fast.detach(), args.target_rate", "fast.detach(), 1 - args.target_rate", "{}_learner_loss"),
+    ("slow.lerp_(fast.detach(), args.target_rate)", "pass", "{}_learner_loss"),
+    (".requires_grad_(False)", "", "{}_learner_loss"),
+    ('data["rewards"] *= args.reward_scale or', 'data["rewards"] *= args.reward_scale or -', "load_data"),
+]
+ACTING = [
+    ("code = probs.argmax(1)", "code = probs.argmin(1)", "acting"),
+    ('args.acting == "sample"', 'args.acting != "sample"', "acting"),
+    ('args.device) - data["obs_mean"]) / data["obs_std"]', 'args.device) - data["obs_mean"])', "acting"),
+    ("repeat_interleave(probs.shape[1], 0)", "repeat(probs.shape[1], 1)", "acting"),
+    ('data["observations"].mean(0)', 'data["observations"].mean()', "load_data"),
+    ('for name in ("observations", "next_observations")', 'for name in ("observations",)', "load_data"),
+]
+MUTATIONS = {
+    "saq_iql": TD
+    + ACTING
+    + [
+        ("(error < 0)", "(error > 0)", "expectile_loss"),
+        ("error.pow(2)).mean()", "error.abs()).mean()", "expectile_loss"),
+        (".abs() * error", " * error", "expectile_loss"),
+        ("advantage / temperature", "advantage * temperature", "closed_form_policy"),
+        ("advantage / temperature", "advantage * temperature", "closed_form_policy_solves_the_constrained_problem"),
+        ("advantage / temperature", "-advantage / temperature", "closed_form_policy_without_a_binding_constraint"),
+        ("temperature + log_behaviour", "temperature - log_behaviour", "closed_form_policy"),
+        ("temperature + log_behaviour", "temperature", "closed_form_policy_solves_the_constrained_problem"),
+        ("target_q - value, args", "value - target_q, args", "iql_learner_loss"),
+        ('learner["q_target"](obs)', 'learner["q"](obs)', "iql_learner_loss"),
+        ('learner["v"](data["next_observations"]', 'learner["v"](data["observations"]', "iql_learner_loss"),
+        ('value = learner["v"](obs).squeeze(1)', 'value = learner["v"](obs)', "iql_learner_loss"),
+        (
+            'F.cross_entropy(learner["behaviour"](obs), code)',
+            'F.cross_entropy(learner["q"](obs), code)',
+            "iql_learner_loss",
+        ),
+        ('advantage = learner["q"](obs)', 'advantage = learner["q_target"](obs)', "policies"),
+        ('- learner["v"](obs)  # V', '+ learner["q"](obs)  # V', "policies"),
+    ],
+    "saq_cql": TD
+    + ACTING
+    + [
+        ("q.logsumexp(1) - q", "q.logsumexp(1) + q", "conservative_loss"),
+        ("q.logsumexp(1)", "q.max(1).values", "conservative_loss"),
+        ("q.argmax(1, keepdim", "target_q.argmax(1, keepdim", "backup_value"),
+        ("return target_q.gather", "return q.gather", "backup_value"),
+        ("q.softmax(1) * target_q", "target_q.softmax(1) * target_q", "backup_value"),
+        ("q.softmax(1) * target_q", "q.softmax(1) * q", "backup_value"),
+        ("0.5 * q_loss", "q_loss", "cql_learner_loss"),
+        ("args.conservatism * penalty", "penalty", "cql_learner_loss"),
+        ("+ args.conservatism", "- args.conservatism", "cql_learner_loss"),
+        ('learner["q_target"](next_obs)', 'learner["q"](next_obs)', "cql_learner_loss"),
+        ('q = learner["q"](data["observations"]', 'q = learner["q"](data["next_observations"]', "cql_learner_loss"),
+        ('log_softmax(learner["q"]', 'log_softmax(learner["q_target"]', "policies"),
+    ],
+    "saq_brac": TD
+    + ACTING
+    + [
+        ("q + beta * log_behaviour", "q - beta * log_behaviour", "regularised_value"),
+        ("- alpha * log_policy", "+ alpha * log_policy", "regularised_value"),
+        ("log_policy.exp() * (q", "(q", "regularised_value"),
+        ("return -regularised_value", "return regularised_value", "policy_loss"),
+        ("return -regularised_value", "return regularised_value", "policy_loss_leads_to_its_optimum"),
+        ("- alpha * log_policy", "- log_policy", "policy_loss_leads_to_its_optimum"),
+        ("q.detach(), log_behaviour.detach()", "q, log_behaviour.detach()", "policy_loss"),
+        ("q.detach(), log_behaviour.detach()", "q.detach(), log_behaviour", "policy_loss"),
+        ("alpha if args.target_entropy", "alpha if not args.target_entropy", "brac_learner_loss"),
+        ('learner["q_target"](next_obs)', 'learner["q"](next_obs)', "brac_learner_loss"),
+        ('learner["behaviour"](next_obs)', 'learner["policy"](next_obs)', "brac_learner_loss"),
+        ("policy(args, learner, next_obs)", "log_behaviour", "brac_learner_loss"),
+        (
+            "policy_loss(log_policy, q, log_behaviour, beta, alpha),",
+            "policy_loss(log_policy, q, log_behaviour, alpha, beta),",
+            "brac_learner_loss",
+        ),
+        ("F.nll_loss(log_behaviour, code)", "F.nll_loss(log_policy, code)", "brac_learner_loss"),
+        ('log_softmax(learner["policy"](obs)', 'log_softmax(learner["q"](obs)', "policies"),
+    ],
+    "saq_bc": ACTING
+    + [
+        ("return F.cross_entropy(logits, code)", "return -F.cross_entropy(logits, code)", "bc_loss"),
+        ("F.cross_entropy(logits, code)", 'F.cross_entropy(logits, code, reduction="sum")', "bc_loss"),
+        (
+            'learner["policy"](data["observations"][index])',
+            'learner["policy"](data["next_observations"][index])',
+            "bc_learner_loss",
+        ),
+        ('data["codes"][index]', 'data["codes"][index - 1]', "bc_learner_loss"),
+        ("(logits.argmax(1) == code)", "(logits.argmax(1) != code)", "bc_learner_loss"),
+        ("(obs), dim=1)", "(obs), dim=0)", "policies"),
+    ],
+    "baselines/bc": [
+        ("(prediction - action)", "(prediction + action)", "continuous_bc_loss"),
+        (".pow(2).sum(1).mean()", ".pow(2).mean()", "continuous_bc_loss"),
+        (".pow(2).sum(1).mean()", ".abs().sum(1).mean()", "continuous_bc_loss"),
+        ('data["actions"][index]', 'data["actions"][index - 1]', "continuous_bc_learner_loss"),
+        ('data["observations"][index]', 'data["next_observations"][index]', "continuous_bc_learner_loss"),
+        ('return learner["policy"](obs)', 'return -learner["policy"](obs)', "continuous_acting"),
+        ('args.device) - data["obs_mean"]) / data["obs_std"]', 'args.device) - data["obs_mean"])', "continuous_acting"),
+    ],
+    "vqvae": [
+        ("argmin(dim=1)", "argmax(dim=1)", "nearest_code_equals_brute_force"),
+        ("- 2 * embedding @", "- embedding @", "nearest_code_equals_brute_force"),
+        ("self.codebook.pow(2).sum(1) -", "-", "nearest_code_equals_brute_force"),
+        ("embedding + (quantized - embedding).detach()", "quantized", "straight_through"),
+        ("embedding + (quantized - embedding).detach()", "embedding", "straight_through"),
+        ("embedding + (quantized - embedding).detach()", "embedding", "quantizer_loss"),
+        ("(embedding.detach() - quantized)", "(embedding - quantized)", "who_moves_whom"),
+        ("(embedding - quantized.detach())", "(embedding - quantized)", "who_moves_whom"),
+        ("(embedding - quantized.detach())", "(embedding.detach() - quantized)", "quantizer_loss"),
+        ('requires_grad=form != "ema"', "requires_grad=True", "who_moves_whom"),
+        ("loss = reconstruction + commitment", "loss = reconstruction", "quantizer_loss"),
+        ("loss = reconstruction + commitment", "loss = reconstruction - commitment", "quantizer_loss"),
+        ("loss = loss + codebook", "loss = loss - codebook", "quantizer_loss"),
+        ('self.form != "ema":', 'self.form == "ema":', "quantizer_loss"),
+        ('self.form != "paper":', 'self.form == "official":', "quantizer_loss"),
+        ('self.form != "paper":', 'self.form == "paper":', "paper_sums_where_the_official_code_averages"),
+        ("- action).pow(2).sum(1)", "- action).pow(2).mean(1)", "quantizer_loss"),
+        ("if self.training:", "if True:", "eval_mode_moves_nothing"),
+        (
+            "usage.lerp_(chosen.mean(0), 1 - decay)",
+            "usage.lerp_(chosen.mean(0), decay)",
+            "ema_moves_codes_to_the_running_mean",
+        ),
+        ("chosen.T @ embedding / len(embedding)", "chosen.T @ embedding", "ema_moves_codes_to_the_running_mean"),
+        ('if self.form == "ema":', 'if self.form != "ema":', "ema_moves_codes_to_the_running_mean"),
+        ("self.usage < 0.1 * share", "self.usage > 0.1 * share", "dead_codes_are_revived"),
+        ("if self.revive:", "if not self.revive:", "dead_codes_are_revived"),
+        ("share * fresh", "fresh", "dead_codes_are_revived"),
+        ("self.usage.masked_fill_(dead[:, 0], share)", "pass", "dead_codes_are_revived"),
+        (" % len(embedding)", "", "revival_in_a_batch_smaller_than_the_codebook"),
+        ("return torch.cat([obs, x], dim=-1) if", "return torch.cat([0 * obs, x], dim=-1) if", "condition_on_obs"),
+        ("obs_dim if condition_on_obs else 0", "obs_dim", "condition_on_obs"),
+        ("obs.split(65_536)", "obs.flip(0).split(65_536)", "encode_more_rows_than_one_part"),
+    ],
+}
+# Of the run around the losses: noticed by resuming a killed run, or by playing a finished one.
+RUN_MUTATIONS = [
+    ("torch.manual_seed(args.seed)", "pass"),
+    ('model.load_state_dict(state["model"])', "pass"),
+    ('optimizer.load_state_dict(state["optimizer"])', "pass"),
+    ('generator.set_state(state["generator"])', "pass"),
+    ('for first in range(state["step"], steps', "for first in range(0, steps"),
+    ('"returns", "obs_mean"', '"obs_mean"'),
+    ('learner.load_state_dict(checkpoint["stages"]["learner"]["model"])', "pass"),
+    ('vqvae.load_state_dict(checkpoint["stages"]["quantizer"]["model"])', "pass"),
+    ("multinomial(probs.cpu(), 1, generator=generator)", "multinomial(probs.cpu(), 1)"),
+    ("args.eval_episodes, seed=args.seed", "args.eval_episodes, seed=int(time.time_ns() % 1000)"),
+    ("data = {name: checkpoint[name].to(args.device)", "data = {name: 0 * checkpoint[name].to(args.device) + 1"),
+]
+CASES = [(script, *mutation) for script, mutations in MUTATIONS.items() for mutation in mutations]
+
+
+def calls(function, script, request):
+    """The arguments of every call that pytest would make: parameters and fixtures."""
+    axes = []
+    for mark in getattr(function, "pytestmark", []):
+        names, values = mark.args
+        names = [names] if isinstance(names, str) else names
+        axes.append([dict(zip(names, [v] if len(names) == 1 else v, strict=True)) for v in values])
+    for parts in itertools.product(*axes):
+        arguments = {name: value for part in parts for name, value in part.items()}
+        if arguments.get("script", script) == script:
+            fixtures = set(inspect.signature(function).parameters) - arguments.keys()
+            yield arguments | {name: request.getfixturevalue(name) for name in fixtures}
+
+
+@pytest.mark.parametrize(("script", "old", "new", "test"), CASES)
+def test_mutation_is_noticed(script, old, new, test, tmp_path, monkeypatch, request):
+    path = PATHS.get(script, ROOT / f"{script}.py")
+    source = path.read_text()
+    assert old in source, "the line has changed: bring the list up to date"
+    (tmp_path / path.name).write_text(source.replace(old, new, 1))
+    mutant = load(tmp_path / path.name, "mutant")
+    name = f"test_{test.format(script.removeprefix('saq_'))}"
+    tests = test_losses if hasattr(test_losses, name) else test_vqvae
+    arguments_of_calls = list(calls(getattr(tests, name), script, request))
+    monkeypatch.setattr(tests, script.replace("/", "_"), mutant)
+    with pytest.raises(Exception):  # noqa: B017 - a crash is noticed as well
+        for arguments in arguments_of_calls:
+            getattr(tests, name)(**arguments)
+
+
+@pytest.mark.parametrize(("old", "new"), RUN_MUTATIONS)
+def test_mutation_of_the_run_is_noticed(old, new, tmp_path, monkeypatch):
+    source = PATHS["saq_bc"].read_text()
+    assert old in source, "the line has changed: bring the list up to date"
+    (tmp_path / "saq_bc.py").write_text(source.replace(old, new, 1))
+    monkeypatch.setitem(SCRIPTS, "saq_bc", load(tmp_path / "saq_bc.py", "mutant"))
+    flags = ["--env-id", HOPPER, "--dataset-path", dataset(tmp_path / "data.hdf5")]
+    kill = test_resume.test_resume_after_a_kill_during_a_write
+    with pytest.raises(Exception):  # noqa: B017
+        for acting in ("sample", "mean"):  # drawn codes may stay the same where the mean changes
+            whole = run("saq_bc", tmp_path, *flags, "--acting", acting)
+            assert play("saq_bc", "--evaluate", whole) == result(whole)["score"]
+        for number in (8, 10):  # after the learner's first checkpoint, and before result.json
+            folder = tmp_path / str(number)
+            kill("saq_bc", number, lambda script: (whole, [*flags, "--acting", "mean"]), folder, monkeypatch)
+
+
+def test_every_script_has_mutations():
+    assert MUTATIONS.keys() == {*PATHS, "vqvae"}
+    assert all(len(mutations) >= 6 for mutations in MUTATIONS.values())
+
+
+def test_unchanged_copies_pass(tmp_path, monkeypatch, request):
+    """What fails above fails because of the change, not because it runs in a copy."""
+    for script, tests in itertools.groupby(CASES, key=lambda case: case[0]):
+        path = PATHS.get(script, ROOT / f"{script}.py")
+        copy = load(Path(path), "mutant")
+        for name in {f"test_{case[3].format(script.removeprefix('saq_'))}" for case in tests}:
+            module = test_losses if hasattr(test_losses, name) else test_vqvae
+            with monkeypatch.context() as patch:
+                patch.setattr(module, script.replace("/", "_"), copy)
+                for arguments in calls(getattr(module, name), script, request):
+                    getattr(module, name)(**arguments)
