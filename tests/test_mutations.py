@@ -198,21 +198,26 @@ def test_mutation_is_noticed(script, old, new, test, tmp_path, monkeypatch, requ
             getattr(tests, name)(**arguments)
 
 
+def check_run(folder, monkeypatch):
+    """A finished run of saq_bc plays as it did, a killed one ends as if it had not been killed."""
+    flags = ["--env-id", HOPPER, "--dataset-path", dataset(folder / "data.hdf5")]
+    for acting in ("sample", "mean"):  # drawn codes may stay the same where the mean changes
+        whole = run("saq_bc", folder, *flags, "--acting", acting)
+        assert play("saq_bc", "--evaluate", whole) == result(whole)["score"]
+    flags += ["--acting", "mean"]
+    count = test_resume.writes("saq_bc", folder, flags, monkeypatch)
+    for number in (count - 2, count):  # after the learner's first checkpoint, and before result.json
+        test_resume.check_kill("saq_bc", number, whole, flags, folder / str(number), monkeypatch)
+
+
 @pytest.mark.parametrize(("old", "new"), RUN_MUTATIONS)
 def test_mutation_of_the_run_is_noticed(old, new, tmp_path, monkeypatch):
     source = PATHS["saq_bc"].read_text()
     assert old in source, "the line has changed: bring the list up to date"
     (tmp_path / "saq_bc.py").write_text(source.replace(old, new, 1))
     monkeypatch.setitem(SCRIPTS, "saq_bc", load(tmp_path / "saq_bc.py", "mutant"))
-    flags = ["--env-id", HOPPER, "--dataset-path", dataset(tmp_path / "data.hdf5")]
-    kill = test_resume.test_resume_after_a_kill_during_a_write
     with pytest.raises(Exception):  # noqa: B017
-        for acting in ("sample", "mean"):  # drawn codes may stay the same where the mean changes
-            whole = run("saq_bc", tmp_path, *flags, "--acting", acting)
-            assert play("saq_bc", "--evaluate", whole) == result(whole)["score"]
-        for number in (8, 10):  # after the learner's first checkpoint, and before result.json
-            folder = tmp_path / str(number)
-            kill("saq_bc", number, lambda script: (whole, [*flags, "--acting", "mean"]), folder, monkeypatch)
+        check_run(tmp_path, monkeypatch)
 
 
 def test_every_script_has_mutations():
@@ -222,6 +227,7 @@ def test_every_script_has_mutations():
 
 def test_unchanged_copies_pass(tmp_path, monkeypatch, request):
     """What fails above fails because of the change, not because it runs in a copy."""
+    check_run(tmp_path, monkeypatch)
     for script, tests in itertools.groupby(CASES, key=lambda case: case[0]):
         path = PATHS.get(script, ROOT / f"{script}.py")
         copy = load(Path(path), "mutant")

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import typing
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,6 +42,24 @@ def test_bundled_task(script, tmp_path):
     events = {name for name in names if name.startswith("events.out.tfevents")}
     assert len(events) == 1 and names - events == {"args.json", "metrics.csv", "checkpoint.pt", "result.json"}
     assert len(result(folder)["returns"]) == 2 and play(script, "--evaluate", folder) == result(folder)["score"]
+
+
+STANDINS = {
+    "door-human": "door-human-v1",
+    "pen-expert": "pen-expert-v1",
+    "hopper-medium-replay": "hopper-medium-replay-v2",
+}
+
+
+@pytest.mark.skipif(
+    "SAQ_STANDIN_DIR" not in os.environ, reason="SAQ_STANDIN_DIR names no folder with stand-in datasets"
+)
+@pytest.mark.parametrize("name", STANDINS)
+def test_standin_dataset(name, tmp_path):
+    path = Path(os.environ["SAQ_STANDIN_DIR"], f"{name}.hdf5")
+    flags = ["--env-id", STANDINS[name], "--dataset-path", path, "--eval-every", 20, "--eval-episodes", 1]
+    folder = run("saq_iql", tmp_path, *flags)
+    assert result(folder)["env_id"] == STANDINS[name] and np.isfinite(result(folder)["score"])
 
 
 @pytest.mark.parametrize("script", PATHS)
