@@ -199,7 +199,7 @@ def test_qlearning_dataset_by_hand(tmp_path):
     np.testing.assert_array_equal(result["rewards"], data["rewards"][[0, 1, 2, 4]])  # no time-out, no last row
     np.testing.assert_array_equal(result["terminals"], [False, True, False, False])
     np.testing.assert_array_equal(result["next_observations"], data["observations"][[1, 2, 3, 5]])
-    with pytest.raises(DatasetError, match="no transition"):
+    with pytest.raises(DatasetError, match="0 of the at least 2 transitions"):
         d4rl.qlearning_dataset(HOPPER, dataset=arrays(1))
 
 

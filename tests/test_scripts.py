@@ -242,6 +242,9 @@ class Wandb:
         self.settings = settings
         return self
 
+    def define_metric(self, name, step_metric):
+        assert (name, step_metric) == ("*", "step")  # the x-axis is the stage's number of updates
+
     def log(self, row):
         self.rows.append(row)
 
