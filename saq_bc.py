@@ -10,7 +10,6 @@ SAQ: Luo et al. 2023, https://arxiv.org/abs/2310.11731.
 import argparse
 import io
 import json
-import math
 import os
 import sys
 import time
@@ -64,8 +63,8 @@ class Args:
 
     # --- learner ---
     steps: int = 30_000  # gradient updates
-    batch_size: int = 256  # transitions per update, in both stages
-    lr: float = 3e-4  # Adam's learning rate, in both stages
+    batch_size: int = 256  # transitions per update, in every stage
+    lr: float = 3e-4  # Adam's learning rate, in every stage
     hidden_dim: int = 256  # width of the two hidden layers of every network
 
 
@@ -93,8 +92,8 @@ def stop(problem: str):
 def read_args(folder: str) -> dict:
     """The arguments of the run in `folder`, and the script's name."""
     try:
-        return json.loads(Path(folder, "args.json").read_text())
-    except (OSError, ValueError):
+        return dict(json.loads(Path(folder, "args.json").read_text()))
+    except (OSError, ValueError, TypeError):
         stop(f"{folder} is not the folder of a run (no readable args.json); give one such as runs/NAME.")
 
 
@@ -109,8 +108,9 @@ def parse_args(argv: list[str] | None = None) -> Args:
     defaults, fixed = {"env_id": given.env_id} | defaults, {}
     if folder := given.resume or given.evaluate:
         defaults = read_args(folder)
-        if (script := defaults.pop("script")) != SCRIPT:
-            stop(f"{folder} is a run of {script}.py; use that script.")
+        script = defaults.pop("script", "another program")
+        if script != SCRIPT or defaults.keys() != asdict(Args()).keys():
+            stop(f"{folder} is a run of {script}.py, or of another version of it; use that one.")
         free = RESUME_ARGS if given.resume else EVALUATE_ARGS
         fixed = {name: value for name, value in defaults.items() if name not in free}
     elif folder := given.vqvae:
@@ -121,7 +121,7 @@ def parse_args(argv: list[str] | None = None) -> Args:
         if getattr(args, name) != value:
             stop(f"--{name.replace('_', '-')} is {value} in {folder} and has to stay so; leave the flag out.")
     for name, value in asdict(args).items():
-        low, high = LIMITS.get(name, (1 if isinstance(value, int) else 0, math.inf))
+        low, high = LIMITS.get(name, (1 if isinstance(value, int) else 0, 1e9))
         if type(value) in (int, float) and not low <= value <= high:
             stop(f"--{name.replace('_', '-')} is {value}; it has to be at least {low} and at most {high}.")
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -195,6 +195,7 @@ def start_run(args: Args, data: dict[str, Tensor]) -> dict:
         import wandb
 
         run["wandb"] = wandb.init(project="saq", id=folder.name, config=asdict(args), dir=folder, resume="allow")
+        wandb.define_metric("*", step_metric="step")
     save(run)  # a kill may have come between the checkpoint and metrics.csv
     print(folder)
     return run
@@ -276,12 +277,10 @@ def measure_quantizer(vqvae: VQVAE, data: dict[str, Tensor]) -> dict[str, float]
     """Codes used by the whole dataset, their perplexity, and the error of held-out actions (squared, summed)."""
     codes, heldout = vqvae.encode(data["observations"], data["actions"]), data["heldout"]
     share = torch.bincount(codes, minlength=len(vqvae.codebook)) / len(codes)  # (K,)
-    error = vqvae.decode(data["observations"][heldout], codes[heldout]) - data["actions"][heldout]
-    return {
-        "vqvae/codes_used": (share > 0).sum().item(),
-        "vqvae/perplexity": torch.special.entr(share).sum().exp().item(),
-        "vqvae/heldout_error": error.pow(2).sum(1).mean().item(),
-    }
+    error = (vqvae.decode(data["observations"][heldout], codes[heldout]) - data["actions"][heldout]).pow(2).sum(1)
+    numbers = {"codes_used": (share > 0).sum(), "perplexity": torch.special.entr(share).sum().exp()}
+    numbers["heldout_error"] = error.mean()
+    return {f"vqvae/{name}": number.item() for name, number in numbers.items()}
 
 
 # --- stage 2: learner ---
@@ -354,5 +353,5 @@ def main(args: Args) -> float:
 if __name__ == "__main__":
     try:
         main(parse_args())
-    except d4rl.DatasetError as error:
+    except (d4rl.DatasetError, NotADirectoryError, PermissionError) as error:
         stop(str(error))

@@ -8,7 +8,6 @@ A network learns the data's action in each state by least squares. Explained in 
 import argparse
 import io
 import json
-import math
 import os
 import sys
 import time
@@ -49,8 +48,8 @@ class Args:
 
     # --- learner ---
     steps: int = 30_000  # gradient updates
-    batch_size: int = 256  # transitions per update, in both stages
-    lr: float = 3e-4  # Adam's learning rate, in both stages
+    batch_size: int = 256  # transitions per update, in every stage
+    lr: float = 3e-4  # Adam's learning rate, in every stage
     hidden_dim: int = 256  # width of the two hidden layers of every network
 
 
@@ -76,8 +75,8 @@ def stop(problem: str):
 def read_args(folder: str) -> dict:
     """The arguments of the run in `folder`, and the script's name."""
     try:
-        return json.loads(Path(folder, "args.json").read_text())
-    except (OSError, ValueError):
+        return dict(json.loads(Path(folder, "args.json").read_text()))
+    except (OSError, ValueError, TypeError):
         stop(f"{folder} is not the folder of a run (no readable args.json); give one such as runs/NAME.")
 
 
@@ -92,8 +91,9 @@ def parse_args(argv: list[str] | None = None) -> Args:
     defaults, fixed = {"env_id": given.env_id} | defaults, {}
     if folder := given.resume or given.evaluate:
         defaults = read_args(folder)
-        if (script := defaults.pop("script")) != SCRIPT:
-            stop(f"{folder} is a run of {script}.py; use that script.")
+        script = defaults.pop("script", "another program")
+        if script != SCRIPT or defaults.keys() != asdict(Args()).keys():
+            stop(f"{folder} is a run of {script}.py, or of another version of it; use that one.")
         free = RESUME_ARGS if given.resume else EVALUATE_ARGS
         fixed = {name: value for name, value in defaults.items() if name not in free}
     args = tyro.cli(Args, args=argv, default=Args(**defaults))
@@ -101,7 +101,7 @@ def parse_args(argv: list[str] | None = None) -> Args:
         if getattr(args, name) != value:
             stop(f"--{name.replace('_', '-')} is {value} in {folder} and has to stay so; leave the flag out.")
     for name, value in asdict(args).items():
-        low, high = LIMITS.get(name, (1 if isinstance(value, int) else 0, math.inf))
+        low, high = LIMITS.get(name, (1 if isinstance(value, int) else 0, 1e9))
         if type(value) in (int, float) and not low <= value <= high:
             stop(f"--{name.replace('_', '-')} is {value}; it has to be at least {low} and at most {high}.")
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -157,6 +157,7 @@ def start_run(args: Args, data: dict[str, Tensor]) -> dict:
         import wandb
 
         run["wandb"] = wandb.init(project="saq", id=folder.name, config=asdict(args), dir=folder, resume="allow")
+        wandb.define_metric("*", step_metric="step")
     save(run)  # a kill may have come between the checkpoint and metrics.csv
     print(folder)
     return run
@@ -286,5 +287,5 @@ def main(args: Args) -> float:
 if __name__ == "__main__":
     try:
         main(parse_args())
-    except d4rl.DatasetError as error:
+    except (d4rl.DatasetError, NotADirectoryError, PermissionError) as error:
         stop(str(error))

@@ -213,8 +213,8 @@ def qlearning_dataset(
     terminals = dataset["terminals"] | timeouts if terminate_on_end else dataset["terminals"]
     keep = np.ones(len(terminals), bool) if terminate_on_end else ~timeouts
     (rows,) = np.nonzero(keep[:-1])
-    if len(rows) == 0:
-        raise DatasetError(f"The dataset of {env_id} holds no transition, only {len(terminals)} episode ends.")
+    if len(rows) < 2:
+        raise DatasetError(f"The dataset of {env_id} holds {len(rows)} of the at least 2 transitions that are needed.")
     return {
         "observations": dataset["observations"][rows],
         "actions": dataset["actions"][rows],
