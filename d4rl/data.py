@@ -72,8 +72,13 @@ def _read_tasks() -> dict[str, Task]:
 TASKS = _read_tasks()
 
 
-def task(env_id: str) -> Task:
-    """The facts of one task; raises DatasetError for an unknown id, naming the closest known ones."""
+def task(env_id) -> Task:
+    """The facts of one task; raises DatasetError for an unknown id, naming the closest known ones.
+
+    Here and in all functions below, an environment made by `gymnasium.make` may stand for its id, as in the original.
+    """
+    if spec := getattr(env_id, "spec", None):
+        env_id = spec.id
     if env_id in TASKS:
         return TASKS[env_id]
     close = difflib.get_close_matches(str(env_id), TASKS)

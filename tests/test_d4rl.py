@@ -418,3 +418,11 @@ def test_standin_dataset(name):
     assert len(transitions["rewards"]) == rows - dropped
     with pytest.raises(DatasetError, match="another --env-id"):
         d4rl.get_dataset("walker2d-medium-v2", path)
+
+
+def test_environment_for_id():
+    env = gymnasium.make("maze2d-large-demos-v0")
+    assert d4rl.task(env) == d4rl.task("maze2d-large-demos-v0")
+    ours, theirs = d4rl.qlearning_dataset(env), d4rl.qlearning_dataset("maze2d-large-demos-v0")
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+    assert d4rl.get_normalized_score(env, 440.0) == 1.0
