@@ -7,11 +7,25 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 
+from d4rl.data import DatasetError, task
+
 
 @cache
 def _environments(env_id: str, count: int) -> list[gymnasium.Env]:
     """Kept from one evaluation to the next: compiling twenty MuJoCo models takes seconds."""
     return [gymnasium.make(env_id) for _ in range(count)]
+
+
+def _recorded(env_id: str, folder: Path) -> gymnasium.Env:
+    """An environment that records its episodes. Without OpenGL, each of MuJoCo's back ends fails in its own way."""
+    try:
+        env = gymnasium.make(env_id, render_mode="rgb_array")
+        env.reset()
+        env.render()
+    except Exception as error:
+        advice = "on a machine without a screen, install libegl1 or libosmesa6 and set MUJOCO_GL to egl or osmesa."
+        raise DatasetError(f"A video needs OpenGL, and MuJoCo cannot use it here ({error}): {advice}") from error
+    return gymnasium.wrappers.RecordVideo(env, str(folder), name_prefix=env_id.replace("/", "-"))
 
 
 def evaluate(
@@ -24,13 +38,14 @@ def evaluate(
             still run, so B shrinks as they end. Actions are clipped to the action space.
         seed: episode i is reset with seed 1000 * seed + i, and always in the same environment: the same policy gets the
             same returns again.
-        video_folder: record the first episode as an mp4 in this folder. Needs OpenGL; a machine without a screen has it
-            with MUJOCO_GL=egl or MUJOCO_GL=osmesa.
+        video_folder: record the first episode as an mp4 in its folder videos/. Needs OpenGL.
+
+    Raises:
+        DatasetError: unknown task, or no OpenGL to record with.
     """
-    envs = list(_environments(env_id, episodes))
+    envs = list(_environments(task(env_id).env_id, episodes))
     if video_folder:
-        env = gymnasium.make(env_id, render_mode="rgb_array")
-        envs[0] = gymnasium.wrappers.RecordVideo(env, str(video_folder), name_prefix=env_id.replace("/", "-"))
+        envs[0] = _recorded(env_id, Path(video_folder, "videos"))
     low, high = envs[0].action_space.low, envs[0].action_space.high
     obs = np.stack([env.reset(seed=1000 * seed + i)[0] for i, env in enumerate(envs)])
     returns, running = np.zeros(episodes), np.arange(episodes)

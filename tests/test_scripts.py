@@ -304,6 +304,6 @@ def test_capture_video(finished, tmp_path):
         pytest.skip(f"no OpenGL, MUJOCO_GL=egl cannot render here: {done.stdout.strip()}")
     assert done.returncode == 0, done.stderr
     for place in (folder, runs(tmp_path)[0]):
-        (video,) = place.glob("*.mp4")
+        (video,) = place.glob("videos/*.mp4")
         assert video.stat().st_size > 1000
         video.unlink()
