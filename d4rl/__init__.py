@@ -9,26 +9,20 @@ keeps its names, its task ids, the arrays it returns and its reference scores:
     data = d4rl.qlearning_dataset("hopper-medium-v2")                      # transitions as numpy arrays
     score = 100 * d4rl.get_normalized_score("hopper-medium-v2", returns)   # 0 = random, 100 = expert
 
-`data.py` reads and checks datasets, `environments.py` holds the environments that differ from Gymnasium's and
-Gymnasium-Robotics' own, `tasks.tsv` lists every task.
+`tasks.py` and `tasks.tsv` list the tasks, `downloads.py` gets datasets, `data.py` reads and checks them and
+`evaluation.py` plays episodes. `environments.py` (Adroit, maze2d), `antmaze.py` and `kitchen.py` hold the environments
+that differ from Gymnasium's and Gymnasium-Robotics' own. `robomimic_tasks.py` and `minari_datasets.py` bring
+robomimic's and Minari's tasks through the same functions.
 """
 
+import re
 import warnings
 
 import gymnasium
 
-from d4rl.data import (
-    TASKS,
-    DatasetError,
-    Task,
-    describe,
-    episode_returns,
-    get_dataset,
-    get_normalized_score,
-    qlearning_dataset,
-    task,
-)
-from d4rl.evaluation import evaluate
+from d4rl.data import describe, episode_returns, get_dataset, get_normalized_score, qlearning_dataset
+from d4rl.evaluation import evaluate, make, playable_task
+from d4rl.tasks import TASKS, DatasetError, Task, task
 
 __all__ = [
     "DatasetError",
@@ -38,6 +32,8 @@ __all__ = [
     "evaluate",
     "get_dataset",
     "get_normalized_score",
+    "make",
+    "playable_task",
     "qlearning_dataset",
     "task",
 ]
@@ -51,19 +47,35 @@ ENTRY_POINTS = {
     "door": "d4rl.environments:DoorEnv",
     "hammer": "d4rl.environments:HammerEnv",
     "relocate": "d4rl.environments:RelocateEnv",
-    "maze2d": "d4rl.environments:Maze2dLargeEnv",
+    "maze2d": "d4rl.environments:Maze2dEnv",
+    "antmaze": "d4rl.antmaze:AntMazeEnv",
+    "kitchen": "d4rl.kitchen:KitchenEnv",
+    "robomimic": "d4rl.robomimic_tasks:RobomimicEnv",
 }
-KWARGS = {"maze2d-large-demos-v0": {"start_cell": (1, 1)}}
+# By how the id begins; the longest beginning counts.
+KWARGS = {
+    "maze2d-umaze": {"maze": "umaze"},
+    "maze2d-medium": {"maze": "medium"},
+    "maze2d-large": {"maze": "large"},
+    "maze2d-large-demos": {"maze": "large", "start_cell": (1, 1)},
+    "antmaze-umaze": {"maze": "umaze"},
+    "antmaze-medium": {"maze": "medium"},
+    "antmaze-large": {"maze": "large"},
+    "kitchen-complete": {"tasks": ("microwave", "kettle", "light switch", "slide cabinet")},
+    "kitchen-partial": {"tasks": ("microwave", "kettle", "light switch", "slide cabinet")},
+    "kitchen-mixed": {"tasks": ("microwave", "kettle", "bottom burner", "light switch")},
+}
 
 for env_id, spec in TASKS.items():
+    prefix = max((name for name in KWARGS if env_id.startswith(name)), key=len, default=None)
     gymnasium.register(
         env_id,
-        entry_point=ENTRY_POINTS[env_id.split("-")[0]],
-        kwargs=KWARGS.get(env_id, {}),
+        entry_point=ENTRY_POINTS[re.split("[-/]", env_id)[0]],
+        kwargs={"env_id": env_id} if spec.is_robomimic else KWARGS.get(prefix, {}),
         max_episode_steps=spec.max_episode_steps,
         disable_env_checker=True,
     )
-del env_id, spec
+del env_id, spec, prefix
 
 # In D4RL, v0 and v1 name two dataset files of one environment; Gymnasium would call every v0 out of date.
 warnings.filterwarnings("ignore", r".*The environment (pen|door|hammer|relocate)-\w+-v0 is out of date")

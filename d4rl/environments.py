@@ -15,7 +15,7 @@ with contextlib.redirect_stderr(io.StringIO()):  # a notice for users of its own
     from gymnasium_robotics.envs.adroit_hand.adroit_hammer import AdroitHandHammerEnv
     from gymnasium_robotics.envs.adroit_hand.adroit_pen import AdroitHandPenEnv
     from gymnasium_robotics.envs.adroit_hand.adroit_relocate import AdroitHandRelocateEnv
-    from gymnasium_robotics.envs.maze.maps import LARGE_MAZE
+    from gymnasium_robotics.envs.maze.maps import LARGE_MAZE, MEDIUM_MAZE, U_MAZE
     from gymnasium_robotics.envs.maze.point_maze import PointMazeEnv
 
 
@@ -59,8 +59,11 @@ class PenEnv(AdroitHandPenEnv):
 
 
 # --- maze2d ---
-class Maze2dLargeEnv(gymnasium.Env):
-    """Push a ball to the goal of the large maze and keep it there: reward 1 per step within 0.5 of the goal.
+MAZES = {"umaze": (U_MAZE, (1, 1)), "medium": (MEDIUM_MAZE, (6, 6)), "large": (LARGE_MAZE, (7, 9))}  # walls, goal
+
+
+class Maze2dEnv(gymnasium.Env):
+    """Push a ball to the goal of a maze and keep it there: reward 1 per step within 0.5 of the goal.
 
     Observation (4,): row, column (cells) and their velocities (cells/s); cell (i, j) is centred at (i - 0.2, j - 0.2).
     Action (2,): force along rows and columns, in [-1, 1]. Start: `start_cell`, or any free cell, + U(-0.1, 0.1), with a
@@ -68,30 +71,41 @@ class Maze2dLargeEnv(gymnasium.Env):
     """
 
     metadata = PointMazeEnv.metadata
-    goal = np.array([7.0, 9.0])
 
-    def __init__(self, start_cell: tuple[int, int] | None = None, render_mode: str | None = None):
-        maze = PointMazeEnv(maze_map=LARGE_MAZE, render_mode=render_mode)
-        maze.goal = np.array([self.goal[1] - 5.3, 3.8 - self.goal[0]])
-        maze.update_target_site_pos()  # the goal in pictures
-        self.ball = maze.point_env
-        self.ball.mujoco_renderer.default_cam_config = {"distance": 14.0, "elevation": -90.0, "lookat": np.zeros(3)}
+    def __init__(self, maze: str, start_cell: tuple[int, int] | None = None, render_mode: str | None = None):
+        walls, goal = MAZES[maze]
+        self.goal = np.array(goal, float)
+        self.centre = np.array(np.shape(walls)) / 2 - 0.7  # row and column of the middle of the maze
+        point_maze = PointMazeEnv(maze_map=walls, render_mode=render_mode)
+        point_maze.goal = self._position(self.goal)
+        point_maze.update_target_site_pos()  # the goal in pictures
+        self.ball = point_maze.point_env
+        self.ball.mujoco_renderer.default_cam_config = {
+            "distance": 1.25 * max(np.shape(walls)),
+            "elevation": -90.0,
+            "lookat": np.zeros(3),
+        }
         self.render_mode = render_mode
-        self.start_cells = np.argwhere(np.array(LARGE_MAZE) == 0) if start_cell is None else np.array([start_cell])
+        self.start_cells = np.argwhere(np.array(walls) == 0) if start_cell is None else np.array([start_cell])
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (4,), np.float64)
         self.action_space = self.ball.action_space
 
     # Gymnasium-Robotics puts the origin at the centre of the maze, x along columns and y against rows.
+    def _position(self, cell: np.ndarray) -> np.ndarray:
+        row, column = cell - self.centre
+        return np.array([column, -row])
+
     def _observation(self, state: np.ndarray) -> np.ndarray:
         x, y, x_velocity, y_velocity = state
-        return np.array([3.8 - y, x + 5.3, -y_velocity, x_velocity])
+        row, column = self.centre
+        return np.array([row - y, x + column, -y_velocity, x_velocity])
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        row, column = self.np_random.choice(self.start_cells) + self.np_random.uniform(-0.1, 0.1, size=2)
+        position = self.np_random.choice(self.start_cells) + self.np_random.uniform(-0.1, 0.1, size=2)
         row_velocity, column_velocity = 0.1 * self.np_random.standard_normal(2)
         self.ball.reset()
-        self.ball.set_state(np.array([column - 5.3, 3.8 - row]), np.array([column_velocity, -row_velocity]))
+        self.ball.set_state(self._position(position), np.array([column_velocity, -row_velocity]))
         return self._observation(self.ball.state_vector()), {}
 
     def step(self, action):
