@@ -57,9 +57,10 @@ def test_unknown_task(script, fails):
 
 
 def test_missing_file(fails, tmp_path, monkeypatch):
-    monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path))
+    (tmp_path / "file").write_text("in place of a folder")
+    monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path / "file"))  # more in test_downloads.py
     said = fails("saq_iql", "--env-id", HOPPER)
-    assert str(tmp_path / "hopper_medium-v2.hdf5") in said and "http" in said
+    assert str(tmp_path / "file" / "hopper_medium-v2.hdf5") in said and "set D4RL_DATASET_DIR" in said
     assert "nowhere.hdf5" in fails("saq_iql", "--env-id", HOPPER, "--dataset-path", tmp_path / "nowhere.hdf5")
 
 

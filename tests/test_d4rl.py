@@ -56,7 +56,7 @@ def write(path: Path, data: dict[str, np.ndarray]) -> Path:
 
 # --- tasks and scores ---
 def test_tasks():
-    assert len(d4rl.data.TASKS) == 44
+    assert len(d4rl.TASKS) == 64
     door = d4rl.task("door-human-v0")
     assert (door.observation_size, door.action_size, door.max_episode_steps) == (39, 28, 200)
     assert (door.bytes, door.path) == (3118318, "hand_dapg/door-v0_demos_clipped.hdf5")
@@ -64,7 +64,7 @@ def test_tasks():
     assert d4rl.task("relocate-human-v1").bytes is None
     with pytest.raises(DatasetError, match="hoper-medium-v2.*did you mean hopper-medium-v2"):
         d4rl.task("hoper-medium-v2")
-    with pytest.raises(DatasetError, match="tasks.tsv"):
+    with pytest.raises(DatasetError, match="python -m d4rl list"):
         d4rl.task("zzz")
 
 
@@ -91,12 +91,10 @@ def test_get_dataset_types_and_shapes(tmp_path):
 
 def test_default_path(tmp_path, monkeypatch):
     monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path))
-    with pytest.raises(DatasetError) as error:
-        d4rl.get_dataset(HOPPER)
-    assert str(tmp_path / "hopper_medium-v2.hdf5") in str(error.value)
-    assert "http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2/hopper_medium-v2.hdf5" in str(error.value)
+    assert d4rl.task(HOPPER).default_path == tmp_path / "hopper_medium-v2.hdf5"
     write(tmp_path / "hopper_medium-v2.hdf5", arrays(5))
-    assert len(d4rl.get_dataset(HOPPER)["rewards"]) == 5
+    with pytest.raises(DatasetError, match="not 5bdf1bc4.* as published: delete it"):  # more in test_downloads.py
+        d4rl.get_dataset(HOPPER)
     monkeypatch.delenv("D4RL_DATASET_DIR")
     assert d4rl.task(HOPPER).default_path == Path.home() / ".d4rl" / "datasets" / "hopper_medium-v2.hdf5"
 
@@ -318,7 +316,7 @@ def test_maze2d_coordinates_and_dynamics():
             state = theirs.step(np.array([action[1], -action[0]]))[0]["observation"]
             expected = [3.8 - state[1], state[0] + 5.3, -state[3], state[2]]
             np.testing.assert_allclose(observation, expected, atol=1e-6)
-            contacts += ours.unwrapped.ball.data.ncon > 0
+            contacts += ours.unwrapped.ball.data.ncon > 1  # the floor is one
     assert contacts > 20
 
 
