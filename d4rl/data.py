@@ -5,85 +5,16 @@ A D4RL file is HDF5 with the arrays observations (N, observation size), actions 
 dataset is raised as a `DatasetError`: one sentence that says what is wrong and what to do.
 """
 
-import difflib
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl/"
-PACKAGE = Path(__file__).parent
+from d4rl import downloads, minari_datasets, robomimic_tasks
+from d4rl.tasks import DatasetError, Task, task
+
 REQUIRED = ("observations", "actions", "rewards", "terminals")
-
-
-class DatasetError(ValueError):
-    """A task id or a dataset that cannot be used; the message is one sentence for the user."""
-
-
-# --- tasks ---
-@dataclass(frozen=True)
-class Task:
-    """One line of `tasks.tsv`: a task, its dataset file and its reference returns."""
-
-    env_id: str
-    observation_size: int
-    action_size: int
-    max_episode_steps: int
-    ref_min: float  # undiscounted return of a random policy: score 0
-    ref_max: float  # undiscounted return of an expert: score 100
-    bytes: int | None  # size and checksum of the published file, None where unknown
-    sha256: str | None
-    path: str  # below URL, or the name of a file in this folder
-
-    @property
-    def url(self) -> str:
-        """Where D4RL publishes the file (of no use for the task whose file comes with the package)."""
-        return URL + self.path
-
-    @property
-    def default_path(self) -> Path:
-        """Where `get_dataset` looks: in the package, else in $D4RL_DATASET_DIR, else in ~/.d4rl/datasets."""
-        if (PACKAGE / self.path).is_file():
-            return PACKAGE / self.path
-        folder = os.environ.get("D4RL_DATASET_DIR") or Path.home() / ".d4rl" / "datasets"
-        return Path(folder) / Path(self.path).name
-
-
-def _read_tasks() -> dict[str, Task]:
-    tasks = {}
-    for line in (PACKAGE / "tasks.tsv").read_text(encoding="utf-8").splitlines()[1:]:  # below the column names
-        env_id, observation_size, action_size, steps, ref_min, ref_max, size, sha256, path = line.split("\t")
-        tasks[env_id] = Task(
-            env_id=env_id,
-            observation_size=int(observation_size),
-            action_size=int(action_size),
-            max_episode_steps=int(steps),
-            ref_min=float(ref_min),
-            ref_max=float(ref_max),
-            bytes=None if size == "-" else int(size),
-            sha256=None if sha256 == "-" else sha256,
-            path=path,
-        )
-    return tasks
-
-
-TASKS = _read_tasks()
-
-
-def task(env_id) -> Task:
-    """The facts of one task; raises DatasetError for an unknown id, naming the closest known ones.
-
-    Here and in all functions below, an environment made by `gymnasium.make` may stand for its id, as in the original.
-    """
-    if spec := getattr(env_id, "spec", None):
-        env_id = spec.id
-    if env_id in TASKS:
-        return TASKS[env_id]
-    close = difflib.get_close_matches(str(env_id), TASKS)
-    advice = f"did you mean {' or '.join(close)}?" if close else f"the {len(TASKS)} ids are listed in d4rl/tasks.tsv."
-    raise DatasetError(f"There is no task {env_id!r}: {advice}")
 
 
 def get_normalized_score(env_id: str, returns):
@@ -101,34 +32,48 @@ def get_dataset(env_id: str, h5path: str | Path | None = None) -> dict[str, np.n
 
     Args:
         env_id: a task id, e.g. "hopper-medium-v2".
-        h5path: the file; by default the one in the package or `task(env_id).default_path`.
+        h5path: the file; by default the task's own, verified and, at the first use, downloaded (`downloads.py`).
 
     Returns:
         observations (N, observation size), actions (N, action size) and rewards (N,), float32; terminals (N,), bool:
         the environment ended the episode at this row; timeouts (N,), bool, if the file has them: it was cut off here.
+        From robomimic and Minari also next_observations (N, observation size), float32.
 
     Raises:
         DatasetError: unknown task; file missing, unreadable, incomplete or of another task; values not finite.
     """
     spec = task(env_id)
-    path = Path(h5path) if h5path else spec.default_path
+    if spec.is_minari:
+        if h5path:
+            raise DatasetError(f"{env_id} is an id of Minari's, which finds its own files; leave the path out.")
+        return _checked(spec, minari_datasets.read(env_id), env_id)
+    path = dataset_file(spec, h5path)
+    return _checked(spec, _read(spec, path), str(path))
+
+
+def dataset_file(spec: Task, h5path: str | Path | None = None) -> Path:
+    """The readable file of a task: `h5path`, or the task's own, verified and downloaded if it is not there."""
+    path = Path(h5path) if h5path else downloads.fetch(spec)
     if not path.is_file() or not os.access(path, os.R_OK):
-        advice = "check the path." if h5path else f"download {spec.url} and put it there, or pass the path of a copy."
-        raise DatasetError(f"There is no readable file {path}: {advice}")
-    return _checked(spec, _read(path), str(path))
+        raise DatasetError(f"There is no readable file {path}: check the path.")
+    return path
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def _read(spec: Task, path: Path) -> dict[str, np.ndarray]:
     """The arrays at the top level of an HDF5 file; those that D4RL's format does not know are named but not read."""
     if path.stat().st_size == 0:
         raise DatasetError(f"{path} is empty (0 bytes): download or copy it again.")
     try:
         if not h5py.is_hdf5(path):
-            raise DatasetError(f"{path} is not an HDF5 file: pass a dataset in D4RL's format.")
+            raise DatasetError(f"{path} is not an HDF5 file; pass a dataset in D4RL's or robomimic's format.")
+        if spec.is_robomimic:
+            return robomimic_tasks.read(spec, path)
         with h5py.File(path) as file:
             known = [key for key in (*REQUIRED, "timeouts") if isinstance(file.get(key), h5py.Dataset)]
             return {key: file[key][()] if key in known else None for key in file}
-    except (OSError, RuntimeError, KeyError):
+    except DatasetError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError):
         # It begins like HDF5 but cannot be read to the end: what an interrupted download or copy leaves behind.
         size = path.stat().st_size
         raise DatasetError(f"{path} ({size} bytes) is incomplete or damaged: download or copy it again.") from None
@@ -142,14 +87,18 @@ def _checked(spec: Task, arrays: dict[str, np.ndarray], source: str) -> dict[str
         missing = ", ".join(missing)
         raise DatasetError(f"{source} lacks {missing} (found: {found}); pass a dataset in D4RL's format.")
 
+    # D4RL's function takes the next row even where a file has next observations; robomimic's and Minari's know better.
+    optional = ("timeouts", "next_observations") if spec.is_robomimic or spec.is_minari else ("timeouts",)
     checked = {}
-    for key in (*REQUIRED, "timeouts"):
+    for key in (*REQUIRED, *optional):
         if arrays.get(key) is None:
-            continue  # only timeouts may be missing
+            continue
         values = np.asarray(arrays[key])
         if values.dtype.kind not in "biuf":
             raise DatasetError(f"{source}: {key} holds {values.dtype}, not numbers; pass a dataset in D4RL's format.")
-        row = {"observations": (spec.observation_size,), "actions": (spec.action_size,)}.get(key, ())
+        sizes = {"actions": spec.action_size}
+        sizes |= {"observations": spec.observation_size, "next_observations": spec.observation_size}
+        row = (sizes[key],) if key in sizes else ()
         if row == () and values.shape[1:] == (1,):
             values = values[:, 0]  # some files store (N, 1)
         if values.ndim == 0 or values.shape[1:] != row:
@@ -186,6 +135,13 @@ def _timeouts(spec: Task, dataset: dict[str, np.ndarray]) -> np.ndarray:
     return (step + 1) % spec.max_episode_steps == 0
 
 
+def episode_ends(env_id: str, dataset: dict[str, np.ndarray]) -> np.ndarray:
+    """The last row of every finished episode (episodes,). A demonstration of robomimic's goes on after success."""
+    spec = task(env_id)
+    timeouts = _timeouts(spec, dataset)
+    return np.flatnonzero(timeouts if spec.is_robomimic else dataset["terminals"] | timeouts)
+
+
 def qlearning_dataset(
     env_id: str,
     h5path: str | Path | None = None,
@@ -197,6 +153,7 @@ def qlearning_dataset(
     The next observation of row i is the observation of row i + 1, so the last row is dropped. A terminal row is kept
     with its flag: its next observation belongs to another episode, but (1 - done) removes it from every target. A row
     at a time-out is dropped: there a target must continue, and the file does not hold the state to continue from.
+    robomimic's and Minari's datasets do hold it: all their rows are kept.
 
     Args:
         env_id: a task id.
@@ -216,40 +173,49 @@ def qlearning_dataset(
     dataset = get_dataset(env_id, h5path) if dataset is None else _checked(spec, dataset, "The given dataset")
     timeouts = _timeouts(spec, dataset)
     terminals = dataset["terminals"] | timeouts if terminate_on_end else dataset["terminals"]
-    keep = np.ones(len(terminals), bool) if terminate_on_end else ~timeouts
-    (rows,) = np.nonzero(keep[:-1])
+    if "next_observations" in dataset:
+        rows, next_observations = np.arange(len(terminals)), dataset["next_observations"]
+    else:
+        (rows,) = np.nonzero(np.full(len(terminals) - 1, True) if terminate_on_end else ~timeouts[:-1])
+        next_observations = dataset["observations"][rows + 1]
     if len(rows) < 2:
         raise DatasetError(f"The dataset of {env_id} holds {len(rows)} of the at least 2 transitions that are needed.")
     return {
         "observations": dataset["observations"][rows],
         "actions": dataset["actions"][rows],
-        "next_observations": dataset["observations"][rows + 1],
+        "next_observations": next_observations,
         "rewards": dataset["rewards"][rows],
         "terminals": terminals[rows],
     }
 
 
 def episode_returns(env_id: str, dataset: dict[str, np.ndarray]) -> np.ndarray:
-    """Undiscounted return of every finished episode, in file order: (episodes,) float64.
+    """Undiscounted return of every finished episode, in file order: (episodes,) float64. In robomimic: 1 for success.
 
     `dataset` is what `get_dataset` returns. Rows after the last episode end are left out; a dataset in which no episode
     ends counts as one episode.
     """
     spec = task(env_id)
     dataset = _checked(spec, dataset, "The given dataset")
-    (ends,) = np.nonzero(dataset["terminals"] | _timeouts(spec, dataset))
+    ends = episode_ends(env_id, dataset)
     if len(ends) == 0:
         ends = np.array([len(dataset["rewards"]) - 1])
     starts = np.concatenate([[0], ends[:-1] + 1])
-    return np.add.reduceat(dataset["rewards"][: ends[-1] + 1].astype(np.float64), starts)
+    # A demonstration of robomimic's is rewarded for as long as it stays at the goal; evaluation ends at the first time.
+    reduce = np.maximum if spec.is_robomimic else np.add
+    return reduce.reduceat(dataset["rewards"][: ends[-1] + 1].astype(np.float64), starts)
 
 
 def describe(env_id: str, dataset: dict[str, np.ndarray]) -> str:
-    """One line for people: rows, episodes and their returns, sizes of an observation and an action."""
+    """For people, in one line: rows, episodes and their returns, sizes of an observation and an action.
+
+    A second line says of Minari's datasets what their scores may be compared with.
+    """
     returns = episode_returns(env_id, dataset)
     rows, observation_size = dataset["observations"].shape
     action_size = dataset["actions"].shape[1]
-    return (
+    line = (
         f"{rows:,} steps, {len(returns):,} episodes with returns {returns.min():.1f} to {returns.max():.1f} "
         f"(mean {returns.mean():.1f}), {observation_size} observations, {action_size} actions"
     )
+    return f"{line}\n{minari_datasets.note(env_id)}" if task(env_id).is_minari else line
