@@ -70,7 +70,9 @@ class Args:
 
 # --- settings per domain ---
 SETTINGS = {  # how an env-id begins: its own defaults on the command line
-    "maze2d-large-demos": {"vqvae_steps": 3_000, "steps": 4_000, "eval_every": 2_000},
+    "maze2d-large-demos": dict(vqvae_steps=3000, steps=4000, eval_every=2000),
+    "antmaze": dict(eval_episodes=100),
+    ("kitchen", "robomimic"): dict(eval_episodes=50),
 }
 
 
@@ -78,7 +80,7 @@ SETTINGS = {  # how an env-id begins: its own defaults on the command line
 # What a quantizer is made of, ranges of values, and what may differ when a run is resumed or evaluated.
 QUANTIZER_ARGS = {"vqvae_steps", "vqvae_hidden_dim", "codebook_size", "embedding_dim", "codebook_form", "revive"}
 QUANTIZER_ARGS |= {"condition_on_obs"}
-LIMITS = {"seed": (0, 2**31), "discount": (0, 1), "expectile": (0, 1), "temperature": (1e-6, 1e6)}
+LIMITS = dict(seed=(0, 1e9), discount=(0, 1), reward_shift=(-1e9, 1e9), expectile=(0, 1), temperature=(1e-6, 1e9))
 RESUME_ARGS = {"resume", "device", "threads", "track", "capture_video"}
 EVALUATE_ARGS = {"evaluate", "device", "threads", "capture_video", "seed", "eval_episodes", "acting", "temperature"}
 
@@ -151,8 +153,8 @@ def load_data(args: Args) -> dict[str, Tensor]:
 
 # --- evaluation ---
 @torch.no_grad()
-def act(args: Args, vqvae: VQVAE, learner: nn.ModuleDict, data: dict, generator: torch.Generator, obs: np.ndarray):
-    """The policy's actions: (B, obs_dim) -> (B, action_dim). A code is chosen and decoded in the current state."""
+def act(args: Args, vqvae: VQVAE, learner: nn.ModuleDict, data: dict, obs: np.ndarray, uniform: np.ndarray):
+    """The policy's actions: (B, obs_dim) -> (B, action_dim). A code is decoded, drawn by `uniform` (B,) from [0, 1)."""
     obs = (torch.as_tensor(obs, dtype=torch.float32, device=args.device) - data["obs_mean"]) / data["obs_std"]
     probs = policy(args, learner, obs).exp()  # (B, K)
     if args.acting == "mean":  # sum_k pi(k|s) d(s, e_k); the paper always acts with one code
@@ -160,16 +162,16 @@ def act(args: Args, vqvae: VQVAE, learner: nn.ModuleDict, data: dict, generator:
         actions = vqvae.decode(obs.repeat_interleave(probs.shape[1], 0), every_code)  # (B * K, action_dim)
         return (probs[:, :, None] * actions.view(*probs.shape, -1)).sum(1).cpu().numpy()
     code = probs.argmax(1)
-    if args.acting == "sample":
-        code = torch.multinomial(probs.cpu(), 1, generator=generator).squeeze(1).to(obs.device)
+    if args.acting == "sample":  # the first code up to which the probabilities sum to more than the random number
+        uniform = torch.as_tensor(uniform, dtype=torch.float32, device=args.device)
+        code = (probs.cumsum(1) <= uniform[:, None]).sum(1).clamp(max=probs.shape[1] - 1)
     return vqvae.decode(obs, code).cpu().numpy()
 
 
 def evaluate(args: Args, vqvae: VQVAE, learner: nn.ModuleDict, data: dict, video: Path | None = None) -> dict:
     """Play `eval_episodes` episodes: mean return and normalized score. `video`: folder for an mp4 of the first one."""
-    generator = torch.Generator().manual_seed(args.seed)  # its own: training draws the same numbers with or without it
-    actions = partial(act, args, vqvae, learner, data, generator)
-    returns = d4rl.evaluate(args.env_id, actions, args.eval_episodes, seed=args.seed, video_folder=video)
+    actions, dataset = partial(act, args, vqvae, learner, data), args.dataset_path or None
+    returns = d4rl.evaluate(args.env_id, actions, args.eval_episodes, args.seed, video_folder=video, h5path=dataset)
     score = 100 * d4rl.get_normalized_score(args.env_id, np.mean(returns))
     return {"eval/score": float(score), "eval/return": float(np.mean(returns)), "returns": returns}
 
@@ -312,7 +314,7 @@ def main(args: Args) -> float:
     """Train both stages, or what is left of them, or only play; return the final normalized score."""
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)  # the initial weights; batches and evaluation have generators of their own
-    task = d4rl.task(args.env_id)
+    task = d4rl.playable_task(args.env_id)
     sizes = (task.observation_size, task.action_size, args.codebook_size, args.embedding_dim, args.vqvae_hidden_dim)
     vqvae = VQVAE(*sizes, args.codebook_form, args.revive, args.condition_on_obs).to(args.device)
     learner = make_learner(args, task.observation_size).to(args.device)

@@ -55,13 +55,15 @@ class Args:
 
 # --- settings per domain ---
 SETTINGS = {  # how an env-id begins: its own defaults on the command line
-    "maze2d-large-demos": {"steps": 4_000, "eval_every": 2_000},
+    "maze2d-large-demos": dict(steps=4000, eval_every=2000),
+    "antmaze": dict(eval_episodes=100),
+    ("kitchen", "robomimic"): dict(eval_episodes=50),
 }
 
 
 # --- command line ---
 # Ranges of values, and what may differ when a run is resumed or evaluated.
-LIMITS = {"seed": (0, 2**31)}
+LIMITS = dict(seed=(0, 1e9))
 RESUME_ARGS = {"resume", "device", "threads", "track", "capture_video"}
 EVALUATE_ARGS = {"evaluate", "device", "threads", "capture_video", "seed", "eval_episodes"}
 
@@ -128,16 +130,16 @@ def load_data(args: Args) -> dict[str, Tensor]:
 
 # --- evaluation ---
 @torch.no_grad()
-def act(args: Args, learner: nn.ModuleDict, data: dict, obs: np.ndarray) -> np.ndarray:
-    """The policy's actions: (B, obs_dim) -> (B, action_dim)."""
+def act(args: Args, learner: nn.ModuleDict, data: dict, obs: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    """The policy's actions: (B, obs_dim) -> (B, action_dim). It is deterministic: `uniform` (B,) is not needed."""
     obs = (torch.as_tensor(obs, dtype=torch.float32, device=args.device) - data["obs_mean"]) / data["obs_std"]
     return learner["policy"](obs).cpu().numpy()
 
 
 def evaluate(args: Args, learner: nn.ModuleDict, data: dict, video: Path | None = None) -> dict:
     """Play `eval_episodes` episodes: mean return and normalized score. `video`: folder for an mp4 of the first one."""
-    actions = partial(act, args, learner, data)
-    returns = d4rl.evaluate(args.env_id, actions, args.eval_episodes, seed=args.seed, video_folder=video)
+    actions, dataset = partial(act, args, learner, data), args.dataset_path or None
+    returns = d4rl.evaluate(args.env_id, actions, args.eval_episodes, args.seed, video_folder=video, h5path=dataset)
     score = 100 * d4rl.get_normalized_score(args.env_id, np.mean(returns))
     return {"eval/score": float(score), "eval/return": float(np.mean(returns)), "returns": returns}
 
@@ -255,7 +257,7 @@ def main(args: Args) -> float:
     """Train, or what is left of it, or only play; return the final normalized score."""
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)  # the initial weights; batches have a generator of their own
-    task = d4rl.task(args.env_id)
+    task = d4rl.playable_task(args.env_id)
     learner = make_learner(args, task.observation_size, task.action_size).to(args.device)
     if args.evaluate:
         checkpoint = read_checkpoint(args.evaluate, "learner")

@@ -20,12 +20,15 @@ TD = [
     ("fast.detach(), args.target_rate", "fast.detach(), 1 - args.target_rate", "{}_learner_loss"),
     ("slow.lerp_(fast.detach(), args.target_rate)", "pass", "{}_learner_loss"),
     (".requires_grad_(False)", "", "{}_learner_loss"),
-    ('data["rewards"] *= args.reward_scale or', 'data["rewards"] *= args.reward_scale or -', "load_data"),
+    ("* (args.reward_scale or 1000", "* (args.reward_scale or -1000", "load_data"),
+    ('data["rewards"] + args.reward_shift', 'data["rewards"] - args.reward_shift', "load_data"),
 ]
 ACTING = [
     ("code = probs.argmax(1)", "code = probs.argmin(1)", "acting"),
     ('args.acting == "sample"', 'args.acting != "sample"', "acting"),
     ('args.device) - data["obs_mean"]) / data["obs_std"]', 'args.device) - data["obs_mean"])', "acting"),
+    ("probs.cumsum(1) <= uniform", "probs.cumsum(1) >= uniform", "acting"),
+    (".clamp(max=probs.shape[1] - 1)", "", "acting"),
     ("repeat_interleave(probs.shape[1], 0)", "repeat(probs.shape[1], 1)", "acting"),
     ('data["observations"].mean(0)', 'data["observations"].mean()', "load_data"),
     ('for name in ("observations", "next_observations")', 'for name in ("observations",)', "load_data"),
@@ -81,7 +84,7 @@ MUTATIONS = {
         ("- alpha * log_policy", "- log_policy", "policy_loss_leads_to_its_optimum"),
         ("q.detach(), log_behaviour.detach()", "q, log_behaviour.detach()", "policy_loss"),
         ("q.detach(), log_behaviour.detach()", "q.detach(), log_behaviour", "policy_loss"),
-        ("alpha if args.target_entropy", "alpha if not args.target_entropy", "brac_learner_loss"),
+        ("alpha * in_target", "alpha * (1 - in_target)", "brac_learner_loss"),
         ('learner["q_target"](next_obs)', 'learner["q"](next_obs)', "brac_learner_loss"),
         ('learner["behaviour"](next_obs)', 'learner["policy"](next_obs)', "brac_learner_loss"),
         ("policy(args, learner, next_obs)", "log_behaviour", "brac_learner_loss"),
@@ -161,8 +164,8 @@ RUN_MUTATIONS = [
     ('"returns", "obs_mean"', '"obs_mean"'),
     ('learner.load_state_dict(checkpoint["stages"]["learner"]["model"])', "pass"),
     ('vqvae.load_state_dict(checkpoint["stages"]["quantizer"]["model"])', "pass"),
-    ("multinomial(probs.cpu(), 1, generator=generator)", "multinomial(probs.cpu(), 1)"),
-    ("args.eval_episodes, seed=args.seed", "args.eval_episodes, seed=int(time.time_ns() % 1000)"),
+    ("torch.as_tensor(uniform, dtype", "torch.as_tensor(np.random.rand(len(uniform)), dtype"),
+    ("args.eval_episodes, args.seed", "args.eval_episodes, int(time.time_ns() % 1000)"),
     ("data = {name: checkpoint[name].to(args.device)", "data = {name: 0 * checkpoint[name].to(args.device) + 1"),
 ]
 CASES = [(script, *mutation) for script, mutations in MUTATIONS.items() for mutation in mutations]
