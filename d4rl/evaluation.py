@@ -16,6 +16,7 @@ from tqdm import tqdm
 from d4rl import minari_datasets, robomimic_tasks
 from d4rl.tasks import DatasetError, Task, task
 
+SPREAD = ("antmaze", "kitchen", "robomimic/")  # tasks whose episodes are spread over processes: slow, or much memory
 Act = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -52,8 +53,8 @@ def evaluate(
     """Undiscounted returns of `episodes` episodes.
 
     Episode i has its own random numbers, seeded 1000 * seed + i, for its reset and for the policy: the same policy gets
-    the same returns again, also on another number of processes. Those that take long (robomimic) are spread over the
-    cores that this process may use; $D4RL_PROCESSES sets another number.
+    the same returns again, also on another number of processes. Those of slow tasks (`SPREAD`) are spread over
+    the cores that this process may use; $D4RL_PROCESSES sets another number.
 
     Args:
         act: maps observations (B, observation_size) and one random number from [0, 1) for each of them (B,) to actions
@@ -72,7 +73,7 @@ def evaluate(
         returns |= _play_here([env], act, todo[:1], seed)
         env.close()
         todo = todo[1:]
-    if spec.is_robomimic:
+    if spec.env_id.startswith(SPREAD):
         returns |= _play_spread(_workers(spec.env_id, h5path, _processes(episodes)), act, todo, seed)
     else:
         returns |= _play_here(_environments(spec.env_id, episodes)[: len(todo)], act, todo, seed)
