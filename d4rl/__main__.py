@@ -48,6 +48,8 @@ def main():
     args = parser.parse_args()
     try:
         sys.exit(args.run(args))
+    except BrokenPipeError:
+        sys.exit(0)  # the reader, such as head, has seen enough
     except (DatasetError, OSError) as error:
         sys.exit(_fail(error))
     except KeyboardInterrupt:

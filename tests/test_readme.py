@@ -11,12 +11,16 @@ import pytest
 import tyro
 from common import PATHS, ROOT, SAQ, SCRIPTS, dataset, load, run
 
+import d4rl
+from d4rl import __main__ as cli
+
 PAGES = {str(path.relative_to(ROOT)): path for path in [*ROOT.glob("*.md"), *sorted(ROOT.glob("docs/*.md"))]}
 BENCHMARKS = {f"benchmark/{path.stem}": path for path in ROOT.glob("benchmark/*.py")}
 
 
 def code_blocks(text):
-    return re.findall(r"^ *```(?:bash|sh|console)\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
+    shown = re.findall(r"^ *```text\n\$ (.*?\n)", text, re.MULTILINE)
+    return re.findall(r"^ *```(?:bash|sh|console)\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL) + shown
 
 
 def inline_code(text):
@@ -24,16 +28,21 @@ def inline_code(text):
 
 
 def commands(text):
-    """(file, arguments) of every `python FILE.py ...` in code blocks and inline code."""
+    """(file, arguments) of every `python FILE.py ...` in code blocks and inline code, ("-m d4rl", arguments) of d4rl's.
+
+    In a block of text, a first line that begins with "$ " is a command above its output.
+    """
     for line in [
         *(line for b in code_blocks(text) for line in b.replace("\\\n", " ").splitlines()),
         *inline_code(text),
     ]:
         for part in re.split(r"&&|;|\|", line.split(" #")[0]):
-            words = shlex.split(part) if "python" in part and ".py" in part else []
+            words = shlex.split(part) if "python" in part and (".py" in part or "-m d4rl " in part) else []
             names = [i for i, word in enumerate(words) if word.startswith("python") and i + 1 < len(words)]
             if names and words[names[0] + 1].endswith(".py"):
                 yield words[names[0] + 1], words[names[0] + 2 :]
+            elif names and words[names[0] + 1 :][:2] == ["-m", "d4rl"]:
+                yield "-m d4rl", words[names[0] + 3 :]
 
 
 COMMANDS = [(page, *command) for page, path in PAGES.items() for command in commands(path.read_text())]
@@ -60,19 +69,43 @@ def parse(script, arguments, place, monkeypatch):
 
 def test_there_are_commands():
     assert {"README.md", *(f"{name}.py" for name in PATHS)} <= {page for page, *_ in COMMANDS}
-    assert {f"{name}.py" for name in SAQ} <= {file for _, file, _ in COMMANDS}
+    assert {"-m d4rl", *(f"{name}.py" for name in SAQ)} <= {file for _, file, _ in COMMANDS}
+
+
+def check_task(env_id):
+    """The task exists. Of Minari's ids, which name datasets elsewhere, only the form is looked at."""
+    if "/" in env_id and not env_id.startswith("robomimic/"):
+        assert re.fullmatch(r"[-\w]+(/[-\w]+)+-v\d+", env_id)
+    else:
+        d4rl.task(env_id)
 
 
 @pytest.mark.parametrize(("page", "file", "arguments"), COMMANDS)
 def test_command(page, file, arguments, place, monkeypatch):
+    if file == "-m d4rl":
+        return check_d4rl_command(arguments, monkeypatch)
     script = file.removesuffix(".py")
     assert (ROOT / file).is_file()
     if script in SCRIPTS:
         args = parse(script, arguments, place, monkeypatch)
         if "--env-id" in arguments:
-            SCRIPTS[script].d4rl.task(args.env_id)  # the task exists
+            check_task(args.env_id)
     elif script in BENCHMARKS and hasattr(module := load(BENCHMARKS[script], "benchmark_module"), "Args"):
         tyro.cli(module.Args, args=arguments)
+
+
+def check_d4rl_command(arguments, monkeypatch):
+    """`python -m d4rl` takes the arguments, and the tasks exist. Only `list` is run: the others want files."""
+    taken = []
+    for name in ("fetch", "check"):
+        monkeypatch.setattr(cli, name, taken.append)
+    monkeypatch.setattr(sys, "argv", ["d4rl", *arguments])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    assert not exit.value.code
+    for args in taken:
+        for env_id in args.env_ids if "env_ids" in args else [args.env_id]:
+            check_task(env_id)
 
 
 @pytest.mark.parametrize("page", PAGES)
