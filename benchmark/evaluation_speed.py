@@ -1,0 +1,89 @@
+"""How much of the machine an evaluation uses: its time over that of the same steps in bare simulators.
+
+    python benchmark/evaluation_speed.py runs/NAME --dataset-path FILE
+
+A bare simulator is one environment stepped by one process. Its speed is measured in as many processes at once as the
+evaluation has, before and after it. A ratio of 1 would mean that starting episodes, the policy and the communication
+cost nothing. `runs/NAME` is a finished run of saq_bc.py on one of robomimic's tasks.
+"""
+
+import argparse
+import sys
+import time
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import d4rl
+from d4rl import evaluation
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import saq_bc  # noqa: E402
+
+
+def bare_speed(env_id: str, dataset_path: str, seconds: float) -> float:
+    """Steps per second of one simulator under random actions, resets not counted."""
+    env, steps, spent = d4rl.make(env_id, dataset_path), 0, 0.0
+    while spent < seconds:
+        env.reset(seed=steps)
+        start, over = time.perf_counter(), False
+        while not over:
+            _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+            over = terminated or truncated
+            steps += 1
+        spent += time.perf_counter() - start
+    return steps / spent
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--dataset-path", required=True)
+    parser.add_argument("--episodes", type=int, default=50)
+    parser.add_argument("--repeats", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+
+    run = saq_bc.parse_args(["--evaluate", str(args.run), "--device", "cpu"])
+    checkpoint = saq_bc.read_checkpoint(str(args.run), "learner")
+    task = d4rl.task(run.env_id)
+    sizes = (task.observation_size, task.action_size, run.codebook_size, run.embedding_dim, run.vqvae_hidden_dim)
+    vqvae = saq_bc.VQVAE(*sizes, run.codebook_form, run.revive, run.condition_on_obs)
+    learner = saq_bc.make_learner(run, task.observation_size)
+    vqvae.load_state_dict(checkpoint["stages"]["quantizer"]["model"])
+    learner.load_state_dict(checkpoint["stages"]["learner"]["model"])
+    policy = partial(saq_bc.act, run, vqvae, learner, checkpoint)
+    steps = 0
+
+    def counted(observations: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+        nonlocal steps
+        steps += len(observations)
+        return policy(observations, uniform)
+
+    processes = evaluation._processes(args.episodes)
+    with get_context("spawn").Pool(processes) as pool:
+
+        def bare() -> float:
+            return float(np.mean(pool.starmap(bare_speed, [(run.env_id, args.dataset_path, 10.0)] * processes)))
+
+        before = bare()
+        for repeat in range(args.repeats):
+            steps, start = 0, time.perf_counter()
+            returns = d4rl.evaluate(run.env_id, counted, args.episodes, seed=repeat, h5path=args.dataset_path)
+            seconds, after = time.perf_counter() - start, bare()
+            ideal = steps / (processes * (before + after) / 2)
+            print(
+                f"{args.episodes} episodes, {np.mean(returns):.0%} success, {steps} steps, {processes} processes: "
+                f"{seconds:.1f} s{' with the start of the processes' if repeat == 0 else ''}; bare simulators "
+                f"{before:.0f} and {after:.0f} steps/s: ratio {seconds / ideal:.2f}"
+            )
+            before = after
+
+
+if __name__ == "__main__":
+    main()
