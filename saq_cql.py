@@ -94,7 +94,7 @@ QUANTIZER_ARGS = {"vqvae_steps", "vqvae_hidden_dim", "codebook_size", "embedding
 QUANTIZER_ARGS |= {"condition_on_obs"}
 LIMITS = dict(seed=(0, 1e9), discount=(0, 1), reward_shift=(-1e9, 1e9), expectile=(0, 1), temperature=(1e-6, 1e9))
 RESUME_ARGS = {"resume", "device", "threads", "track", "capture_video"}
-EVALUATE_ARGS = {"evaluate", "device", "threads", "capture_video", "seed", "eval_episodes", "acting", "temperature"}
+EVALUATE_ARGS = set("evaluate dataset_path device threads capture_video seed eval_episodes acting temperature".split())
 
 
 def stop(problem: str):

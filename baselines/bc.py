@@ -65,7 +65,7 @@ SETTINGS = {  # how an env-id begins: its own defaults on the command line
 # Ranges of values, and what may differ when a run is resumed or evaluated.
 LIMITS = dict(seed=(0, 1e9))
 RESUME_ARGS = {"resume", "device", "threads", "track", "capture_video"}
-EVALUATE_ARGS = {"evaluate", "device", "threads", "capture_video", "seed", "eval_episodes"}
+EVALUATE_ARGS = set("evaluate dataset_path device threads capture_video seed eval_episodes".split())
 
 
 def stop(problem: str):

@@ -73,9 +73,9 @@ def evaluate(
         returns |= _play_here([env], act, todo[:1], seed)
         env.close()
         todo = todo[1:]
-    if spec.env_id.startswith(SPREAD):
+    if todo and spec.env_id.startswith(SPREAD):
         returns |= _play_spread(_workers(spec.env_id, h5path, _processes(episodes)), act, todo, seed)
-    else:
+    elif todo:
         returns |= _play_here(_environments(spec.env_id, episodes)[: len(todo)], act, todo, seed)
     return [returns[i] for i in range(episodes)]
 
@@ -103,8 +103,6 @@ def _recorded(env_id: str, h5path: str | Path | None, folder: Path) -> gymnasium
 
 def _play_here(envs: list[gymnasium.Env], act: Act, todo: list[int], seed: int) -> dict[int, float]:
     """Returns by episode. All run in lock step: one call of `act` serves those that still run."""
-    if not todo:
-        return {}
     low, high = envs[0].action_space.low, envs[0].action_space.high
     generators = [np.random.default_rng(1000 * seed + i) for i in todo]
     obs = np.stack([env.reset(seed=1000 * seed + i)[0] for env, i in zip(envs, todo, strict=True)])

@@ -11,7 +11,7 @@ import gymnasium
 import h5py
 import numpy as np
 import pytest
-from common import ROOT
+from common import ROOT, play, result, run, tiny
 
 import d4rl
 from d4rl import evaluation, robomimic_tasks
@@ -348,6 +348,19 @@ def test_evaluate_a_robomimic_task(tmp_path, monkeypatch):
 
     assert d4rl.evaluate("robomimic/lift-ph", still, 1, 0, h5path=path) == [0]
     assert steps == [1] * 400
+
+
+def test_a_run_is_played_after_its_file_has_moved(tmp_path):
+    """The file says how the environment is built; the run remembers where it was."""
+    pytest.importorskip("robosuite", reason="robosuite is not installed")
+    path = write(tmp_path / "f.hdf5", lengths=(40, 40))
+    flags = ["--env-id", "robomimic/lift-ph", "--dataset-path", path]
+    folder = run("saq_bc", tmp_path, *flags, *tiny("saq_bc", steps=2, eval_every=2, episodes=1))
+    path = path.rename(tmp_path / "moved.hdf5")
+    evaluation._workers.cache_clear()  # a process that plays it now starts anew
+    with pytest.raises(d4rl.DatasetError, match="no readable file"):
+        play("saq_bc", "--evaluate", folder)
+    assert play("saq_bc", "--evaluate", folder, "--dataset-path", path) == result(folder)["score"]
 
 
 # --- against the originals ---
