@@ -185,14 +185,14 @@ def test_settings_per_domain(script, monkeypatch, capsys):
     for prefixes, settings in module.SETTINGS.items():
         assert settings.keys() <= names
         for prefix in [prefixes] if isinstance(prefixes, str) else prefixes:
-            env_id = next(env_id for env_id in module.d4rl.data.TASKS if env_id.startswith(prefix))
+            env_id = next(env_id for env_id in module.d4rl.TASKS if env_id.startswith(prefix))
             args = module.parse_args(["--env-id", env_id])
             assert {name: getattr(args, name) for name in settings} == settings and args.env_id == env_id
             assert module.parse_args([f"--env-id={env_id}"]) == module.parse_args(["--env_id", env_id]) == args
             for name, value in settings.items():  # a flag wins, the other settings stay
-                flag = f"--{name.replace('_', '-')}"
-                args = module.parse_args(["--env-id", env_id, flag, str(value + 1)])
-                assert {n: getattr(args, n) for n in settings} == {**settings, name: value + 1}
+                flag, other = f"--{name.replace('_', '-')}", value / 2 if value % 1 else value + 1
+                args = module.parse_args(["--env-id", env_id, flag, str(other)])
+                assert {n: getattr(args, n) for n in settings} == {**settings, name: other}
             with pytest.raises(SystemExit) as exit:
                 module.parse_args(["--help", "--env-id", env_id])
             assert exit.value.code == 0
