@@ -54,7 +54,7 @@ def evaluate(
 
     Episode i has its own random numbers, seeded 1000 * seed + i, for its reset and for the policy: the same policy gets
     the same returns again, also on another number of processes. Those of slow tasks (`SPREAD`) are spread over
-    the cores that this process may use; $D4RL_PROCESSES sets another number.
+    processes, one more than this one may use cores; $D4RL_PROCESSES sets another number.
 
     Args:
         act: maps observations (B, observation_size) and one random number from [0, 1) for each of them (B,) to actions
@@ -121,8 +121,12 @@ def _play_here(envs: list[gymnasium.Env], act: Act, todo: list[int], seed: int) 
 
 # --- spread over processes ---
 def _processes(episodes: int) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(episodes, int(os.environ.get("D4RL_PROCESSES") or cores))
+    """One more than there are cores: each waits for the policy at every step, and no core is idle meanwhile."""
+    return min(episodes, int(os.environ.get("D4RL_PROCESSES") or _cores() + 1))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Worker:

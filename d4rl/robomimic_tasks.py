@@ -123,6 +123,7 @@ class RobomimicEnv(gymnasium.Env):
         from d4rl.data import dataset_file
 
         spec = task(env_id)
+        self.task_name = _name(spec)
         path = dataset_file(spec, dataset_path)
         with h5py.File(path) as file:
             args = _environment_args(spec, path, file)
@@ -133,8 +134,9 @@ class RobomimicEnv(gymnasium.Env):
             "use_object_obs": True,
             "reward_shaping": False,
             "ignore_done": True,  # gymnasium.make adds the time limit
-            # Building the model anew costs 0.1 to 0.5 s; only two hold anything random, the sizes of their objects.
-            "hard_reset": _name(spec) in ("lift", "transport"),
+            # Building the model anew costs 0.1 to 0.5 s; only transport's and lift's hold anything random, their objects'
+            # sizes, and lift's cube is resized in place.
+            "hard_reset": self.task_name == "transport",
         }
         if args["env_version"].startswith("1.4"):
             kwargs |= {"lite_physics": False, "controller_configs": _controllers(kwargs["controller_configs"])}
@@ -149,6 +151,8 @@ class RobomimicEnv(gymnasium.Env):
         super().reset(seed=seed)
         generator = np.random.default_rng(self.np_random.integers(2**63))
         self.robosuite_env.rng.bit_generator.state = generator.bit_generator.state  # robosuite shares this object
+        if self.task_name == "lift":
+            _resize_cube(self.robosuite_env)
         self.robosuite_env.reset()
         # The first observation has zeros for poses that are relative to the gripper, until asked once more.
         return self._observation(self.robosuite_env._get_observations(force_update=True)), {"success": False}
@@ -166,6 +170,22 @@ class RobomimicEnv(gymnasium.Env):
 
     def close(self):
         self.robosuite_env.close()
+
+
+def _resize_cube(lift):
+    """Draw the size of Lift's cube (half edges of 20 to 22 mm) as a rebuilt model would, and put it into this one."""
+    import mujoco
+
+    model, data, cube = lift.sim.model._model, lift.sim.data._data, lift.cube
+    cube.size = size = lift.rng.uniform(0.020, 0.022, 3)
+    body = model.body(cube.root_body).id
+    model.body_mass[body] = mass = 8 * 1000 * size.prod()  # kg
+    model.body_inertia[body] = mass / 3 * ((size**2).sum() - size**2)
+    geoms = model.body_geomadr[body] + np.arange(model.body_geomnum[body])
+    model.geom_size[geoms] = model.geom_aabb[geoms, 3:] = size
+    model.geom_rbound[geoms] = np.linalg.norm(size)
+    model.bvh_aabb[model.body_bvhadr[body], 3:] = size
+    mujoco.mj_setConst(model, data)  # all that follows from these
 
 
 def check_robosuite():

@@ -279,6 +279,30 @@ def test_which_tasks_need_not_build_their_model_anew(task, tmp_path):
     np.testing.assert_array_equal(*rows)
 
 
+@pytest.mark.slow
+def test_lift_with_its_cube_resized_is_the_model_built_anew(tmp_path):
+    """Every array of the model, and what follows in an episode."""
+    pytest.importorskip("robosuite", reason="robosuite is not installed")
+    path, envs = write(tmp_path / "f.hdf5", "lift"), []
+    for hard in (False, True):
+        envs.append(gymnasium.make("robomimic/lift-ph", dataset_path=path).unwrapped)
+        if hard:
+            envs[-1].robosuite_env.hard_reset, envs[-1].task_name = True, ""  # robosuite draws the size itself
+    sizes = []
+    for seed in range(4):
+        np.testing.assert_array_equal(*(env.reset(seed=seed)[0] for env in envs))
+        models = [env.robosuite_env.sim.model._model for env in envs]
+        arrays = [name for name in dir(models[0]) if isinstance(getattr(models[0], name), np.ndarray)]
+        assert len(arrays) > 300
+        for name in arrays:
+            np.testing.assert_allclose(*(getattr(model, name) for model in models), rtol=1e-12, err_msg=name)
+        assert models[0].stat.meaninertia == pytest.approx(models[1].stat.meaninertia, rel=1e-12)
+        for action in np.random.default_rng(seed).uniform(-1, 1, (30, 7)):
+            np.testing.assert_allclose(*(env.step(action)[0] for env in envs), atol=1e-9)
+        sizes.append(tuple(models[0].geom("cube_g0").size))
+    assert len(set(sizes)) == 4
+
+
 def test_robosuite_is_needed_only_for_the_environment(tmp_path, monkeypatch):
     path = write(tmp_path / "f.hdf5")
     code = (
