@@ -133,7 +133,7 @@ def load_data(args: Args) -> dict[str, Tensor]:
 def act(args: Args, learner: nn.ModuleDict, data: dict, obs: np.ndarray, uniform: np.ndarray) -> np.ndarray:
     """The policy's actions: (B, obs_dim) -> (B, action_dim). It is deterministic: `uniform` (B,) is not needed."""
     obs = (torch.as_tensor(obs, dtype=torch.float32, device=args.device) - data["obs_mean"]) / data["obs_std"]
-    return learner["policy"](obs).cpu().numpy()
+    return policy(args, learner, obs).cpu().numpy()
 
 
 def evaluate(args: Args, learner: nn.ModuleDict, data: dict, video: Path | None = None) -> dict:
@@ -250,6 +250,11 @@ def learner_loss(args: Args, learner: nn.ModuleDict, data: dict[str, Tensor], in
     """The policy's loss on the state-action pairs at `index`."""
     loss = bc_loss(learner["policy"](data["observations"][index]), data["actions"][index])
     return loss, {"losses/policy": loss}
+
+
+def policy(args: Args, learner: nn.ModuleDict, obs: Tensor) -> Tensor:
+    """The policy's action: (B, obs_dim) -> (B, action_dim)"""
+    return learner["policy"](obs)
 
 
 # --- main ---

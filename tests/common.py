@@ -36,6 +36,7 @@ SCRIPTS = {  # by "saq_iql" or "baselines/bc"
     for name, path in PATHS.items()
 }
 SAQ = [name for name in SCRIPTS if name.startswith("saq_")]
+FIRST_STAGE = dict.fromkeys(SAQ, "quantizer") | {"baselines/aquadem": "quantizer", "baselines/brac": "behaviour"}
 
 
 def dataset(path: Path, env_id: str = HOPPER, rows: int = 300, seed: int = 0, **changes) -> Path:
@@ -59,6 +60,8 @@ def tiny(script: str, steps: int = 20, eval_every: int = 10, episodes: int = 3) 
     flags = {"steps": steps, "eval-every": eval_every, "eval-episodes": episodes, "hidden-dim": 32, "batch-size": 32}
     if script in SAQ:
         flags |= {"vqvae-steps": steps, "vqvae-hidden-dim": 32, "codebook-size": 8}
+    elif script in FIRST_STAGE:
+        flags |= {f"{FIRST_STAGE[script]}-steps": steps}
     return [part for name, value in flags.items() for part in (f"--{name}", str(value))]
 
 

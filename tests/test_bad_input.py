@@ -114,6 +114,13 @@ NUMBERS = [
     ("saq_bc", "--codebook-size", 0),
     ("baselines/bc", "--steps", 0),
     ("baselines/bc", "--lr", "nan"),
+    ("baselines/cql", "--num-actions", 0),
+    ("baselines/cql", "--conservatism", -1),
+    ("baselines/iql", "--temperature", 0),
+    ("baselines/brac", "--behaviour-steps", 0),
+    ("baselines/brac", "--num-draws", 0),
+    *(("baselines/aquadem", f"--{name}", 0) for name in ("num-candidates", "softmin", "quantizer-steps")),
+    ("baselines/aquadem", "--dropout", 1),
 ]
 
 

@@ -3,10 +3,12 @@
 Tests name the modules as globals of this file: test_mutations.py puts altered copies in their place.
 """
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
-from common import HOPPER, SCRIPTS, dataset
+from common import HOPPER, PATHS, SAQ, SCRIPTS, dataset
 from scipy.optimize import minimize
 from scipy.special import logsumexp, softmax
 
@@ -16,7 +18,9 @@ import saq_cql
 import saq_iql
 import vqvae
 
-baselines_bc = SCRIPTS["baselines/bc"]
+baselines_aquadem, baselines_bc, baselines_brac, baselines_cql, baselines_iql = (
+    SCRIPTS[f"baselines/{name}"] for name in ("aquadem", "bc", "brac", "cql", "iql")
+)
 torch.manual_seed(0)
 
 Q = np.array([[1.0, 2.0, 0.5], [-1.0, 0.0, 3.0]])
@@ -31,16 +35,20 @@ def tensors(*arrays):
 
 
 # --- single losses ---
-def test_expectile_loss():
+@pytest.mark.parametrize("script", ["saq_iql", "baselines/iql"])
+def test_expectile_loss(script):
+    module = globals()[script.replace("/", "_")]
     (error,) = tensors(np.array([2.0, -1.0, 0.5, -3.0]))
     # 0.7 * 4, 0.3 * 1, 0.7 * 0.25, 0.3 * 9
-    assert saq_iql.expectile_loss(error, 0.7).item() == pytest.approx((2.8 + 0.3 + 0.175 + 2.7) / 4)
-    assert saq_iql.expectile_loss(error, 0.5).item() == pytest.approx(0.5 * (4 + 1 + 0.25 + 9) / 4)
+    assert module.expectile_loss(error, 0.7).item() == pytest.approx((2.8 + 0.3 + 0.175 + 2.7) / 4)
+    assert module.expectile_loss(error, 0.5).item() == pytest.approx(0.5 * (4 + 1 + 0.25 + 9) / 4)
 
 
-@pytest.mark.parametrize("script", ["saq_iql", "saq_cql", "saq_brac"])
+@pytest.mark.parametrize(
+    "script", ["saq_iql", "saq_cql", "saq_brac", "baselines/iql", "baselines/cql", "baselines/brac"]
+)
 def test_td_loss(script):
-    module = globals()[script]
+    module = globals()[script.replace("/", "_")]
     q, rewards, terminals = tensors(np.array([1.0, 2, 3]), np.array([1.0, 0, -1]), np.array([0.0, 1, 0]))
     next_value = torch.full((3,), 10.0, dtype=torch.float64, requires_grad=True)
     q.requires_grad_()
@@ -233,10 +241,18 @@ def forward(net, x):
 
 def learn(module, **changes):
     """One call of `learner_loss`: (args, networks with the target before the call, NumPy batch, loss, metrics)."""
-    arguments = {"codebook_size": 5, "hidden_dim": 8} if module is not baselines_bc else {"hidden_dim": 8}
-    args = module.Args(**arguments, **changes)
+    sizes = {"codebook_size": 5, "num_candidates": 5, "num_actions": 3, "num_draws": 3, "hidden_dim": 8}
+    args = module.Args(**{name: size for name, size in sizes.items() if hasattr(module.Args, name)}, **changes)
     torch.manual_seed(3)
-    learner = module.make_learner(args, 4, *([2] if module is baselines_bc else [])).double()
+    acts = "action_dim" in inspect.signature(module.make_learner).parameters
+    learner = module.make_learner(args, 4, *([2] if acts else [])).double()
+    for name, parameter in learner.named_parameters():  # as after some training: away from 0
+        if name in ("log_temperature", "policy.log_std"):
+            parameter.data += 0.4
+        if name == "policy.log_std":  # IQL: advantages of both signs
+            learner["v"][-1].bias.data -= 0.4
+    if hasattr(args, "behaviour_steps"):  # pi_beta is ready by then
+        learner["behaviour"].requires_grad_(False)
     if "q_target" in learner:  # as after some training: away from Q
         learner["q_target"].load_state_dict(
             {k: v + 0.3 * torch.randn_like(v) for k, v in learner["q"].state_dict().items()}
@@ -379,12 +395,15 @@ class Codes:
     def decode(self, obs, code):
         return torch.stack([code.to(obs.dtype), obs[:, 0]], 1)
 
+    def __call__(self, obs):  # Aquadem's: the actions of all codes
+        return torch.stack([self.decode(obs, torch.full((len(obs),), k)) for k in range(3)], 1)
+
 
 def test_acting(monkeypatch):
     probs = torch.tensor([[0.5, 0.2, 0.3], [0.1, 0.0, 0.9]])
     data = {"obs_mean": torch.tensor([1.0, 0.0]), "obs_std": torch.tensor([2.0, 1.0])}
     obs = np.array([[3.0, 0.0], [5.0, 0.0]])  # first entry, standardised: 1 and 2
-    for module in (saq_iql, saq_cql, saq_brac, saq_bc):
+    for module in (saq_iql, saq_cql, saq_brac, saq_bc, baselines_aquadem):
         with monkeypatch.context() as patch:
             patch.setattr(module, "policy", lambda args, learner, obs: probs.repeat(len(obs) // 2, 1).log())
 
@@ -407,21 +426,25 @@ def test_acting(monkeypatch):
 
 def test_continuous_acting():
     data = {"obs_mean": torch.tensor([1.0, 0.0]), "obs_std": torch.tensor([2.0, 1.0])}
-    learner = {"policy": lambda obs: torch.stack([obs[:, 0], 10 * obs[:, 1]], 1)}
     obs = np.array([[3.0, 1.0], [5.0, -1.0]])
-    actions = baselines_bc.act(baselines_bc.Args(device="cpu"), learner, data, obs, np.zeros(2))
-    np.testing.assert_allclose(actions, [[1, 10], [2, -10]])
+    mean = np.array([[1, 10], [2, -10]])
+    for module in (baselines_bc, baselines_iql, baselines_cql, baselines_brac):
+        has_std = module in (baselines_cql, baselines_brac)  # beside the mean
+        learner = {"policy": lambda obs, n=1 + has_std: torch.cat([obs * torch.tensor([1, 10]), obs][:n], 1)}
+        actions = module.act(module.Args(device="cpu"), learner, data, obs, np.zeros(2))
+        np.testing.assert_allclose(actions, mean if module is baselines_bc else np.tanh(mean), rtol=1e-6)
 
 
 # --- data ---
-@pytest.mark.parametrize("script", ["saq_iql", "saq_cql", "saq_brac", "saq_bc"])
+@pytest.mark.parametrize("script", PATHS)
 def test_load_data(script, tmp_path, capsys):
     """A terminal cuts the bootstrap, a time-out drops the row; observations standardised, rewards scaled."""
-    module = globals()[script]
+    module = globals()[script.replace("/", "_")]
     flags = {"terminals": np.array([0, 1, 0, 0, 0, 1]), "timeouts": np.array([0, 0, 0, 1, 0, 0])}
     rewards = np.array([1, 2, 3, 4, 5, 6], np.float32)  # returns 3, 7 and 11
     path = dataset(tmp_path / "data.hdf5", rows=6, rewards=rewards, **flags)
-    scales = {"reward_shift": -1.0, "reward_scale": 0.0} if script != "saq_bc" else {}
+    has_rewards, has_quantizer = not script.endswith("bc"), script in [*SAQ, "baselines/aquadem"]
+    scales = {"reward_shift": -1.0, "reward_scale": 0.0} if has_rewards else {}
     args = module.Args(env_id=HOPPER, dataset_path=str(path), device="cpu", **scales)
     data = module.load_data(args)
     assert data["terminals"].tolist() == [0, 1, 0, 0] and data["terminals"].dtype == torch.float32
@@ -429,8 +452,11 @@ def test_load_data(script, tmp_path, capsys):
     mean, std = stored[[0, 1, 2, 4]].mean(0), stored[[0, 1, 2, 4]].std(0, ddof=1) + 1e-3
     np.testing.assert_allclose(data["observations"], (stored[[0, 1, 2, 4]] - mean) / std, atol=1e-5)
     np.testing.assert_allclose(data["next_observations"], (stored[[1, 2, 3, 5]] - mean) / std, atol=1e-5)
-    assert sorted([*data["heldout"].tolist(), *data["train"].tolist()]) == [0, 1, 2, 3] and len(data["heldout"]) == 1
-    if script != "saq_bc":
+    assert ("heldout" in data) == has_quantizer
+    if has_quantizer:
+        assert sorted([*data["heldout"].tolist(), *data["train"].tolist()]) == [0, 1, 2, 3]
+        assert len(data["heldout"]) == 1
+    if has_rewards:
         np.testing.assert_allclose(data["rewards"], (np.array([1, 2, 3, 5]) - 1) * 1000 / (11 - 3), rtol=1e-6)
         args.reward_scale = 0.1
         np.testing.assert_allclose(module.load_data(args)["rewards"], [0, 0.1, 0.2, 0.4], rtol=1e-6)

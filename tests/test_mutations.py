@@ -5,6 +5,7 @@ import itertools
 from pathlib import Path
 
 import pytest
+import test_baselines
 import test_losses
 import test_resume
 import test_vqvae
@@ -33,6 +34,17 @@ ACTING = [
     ('data["observations"].mean(0)', 'data["observations"].mean()', "load_data"),
     ('for name in ("observations", "next_observations")', 'for name in ("observations",)', "load_data"),
 ]
+GAUSSIAN = [
+    ("(x - mean) / log_std.exp()", "(x - mean) * log_std.exp()", "log_density"),
+    (".pow(2) - log_std - 0.5 *", ".pow(2) + log_std - 0.5 *", "log_density"),
+    ("log_normal + 2 *", "log_normal - 2 *", "log_density"),
+    ("log_std = log_std.clamp(-5, 2)", "log_std = log_std.clamp(-20, 20)", "log_density"),
+    ("log_std.clamp(-5, 2).exp()", "log_std.exp()", "log_density"),
+    ("2 * (x + F.softplus(-2 * x) - np.log(2))", "-(1 - x.tanh().pow(2)).log()", "log_density_far_out"),
+    ("log_std.clamp(-5, 2).exp() * torch", "torch", "draw"),
+    ("torch.randn_like(mean)", "torch.rand_like(mean)", "draw"),
+]
+AQUADEM = "learner_of_aquadem_is_that_of_saq"
 MUTATIONS = {
     "saq_iql": TD
     + ACTING
@@ -118,6 +130,116 @@ MUTATIONS = {
         ('return learner["policy"](obs)', 'return -learner["policy"](obs)', "continuous_acting"),
         ('args.device) - data["obs_mean"]) / data["obs_std"]', 'args.device) - data["obs_mean"])', "continuous_acting"),
     ],
+    "baselines/cql": TD
+    + GAUSSIAN
+    + [
+        ("(q - log_density)", "(q + log_density)", "estimate_converges_to_the_integral"),
+        ("(q - log_density)", "(q + log_density)", "continuous_conservative_loss"),
+        ("(q - log_density)", "q", "estimate_converges_to_the_integral"),
+        ("- np.log(q.shape[-1])", "", "estimate_converges_to_the_integral"),
+        ("(log_integral - data_q)", "(log_integral + data_q)", "continuous_conservative_loss"),
+        ("amin(0).amax(1)", "amax(0).amax(1)", "{}_learner_loss"),
+        ("amin(0).amax(1)", "amin(0).mean(1)", "{}_learner_loss"),
+        ("args.num_actions if args.max_backup else 1", "args.num_actions", "{}_learner_loss"),
+        ("uniform_(-1, 1)", "uniform_(0, 1)", "{}_learner_loss"),
+        ("-action.shape[1] * np.log(2)", "action.shape[1] * np.log(2)", "{}_learner_loss"),
+        ("x.detach().tanh(), next_x", "x.tanh(), next_x", "{}_learner_loss"),
+        ("log_pi.detach(), next_log_pi]", "next_log_pi, log_pi.detach()]", "{}_learner_loss"),
+        ("log_pi.detach(), next_log_pi]", "log_pi, next_log_pi]", "{}_learner_loss"),
+        ('values(learner["q_target"], next_obs', 'values(learner["q"], next_obs', "{}_learner_loss"),
+        (
+            "x[:, :1].tanh()).amin(0).squeeze(1)  # (B,)\n    learner",
+            "x[:, :1]).amin(0).squeeze(1)\n    learner",
+            "{}_learner_loss",
+        ),
+        ('learner["q"].requires_grad_(False)', "pass", "{}_learner_loss"),
+        ('learner["q"].requires_grad_(True)', "pass", "{}_learner_loss"),
+        ("(policy_q + temperature * entropy)", "(policy_q - temperature * entropy)", "{}_learner_loss"),
+        ("(policy_q + temperature * entropy)", "(policy_q + entropy)", "{}_learner_loss"),
+        ("log_temperature.exp().detach()", "log_temperature.exp()", "{}_learner_loss"),
+        ("entropy.detach() + action", "entropy.detach() - action", "{}_learner_loss"),
+        ("0.5 * q_loss", "q_loss", "{}_learner_loss"),
+        ("args.conservatism * penalty", "penalty", "{}_learner_loss"),
+        ("chunk(2, dim=-1)[0].tanh()", "chunk(2, dim=-1)[0]", "continuous_acting"),
+        ("chunk(2, dim=-1)[0].tanh()", "chunk(2, dim=-1)[1].tanh()", "continuous_acting"),
+    ],
+    "baselines/iql": TD
+    + [
+        ("(error < 0)", "(error > 0)", "expectile_loss"),
+        ("error.pow(2)).mean()", "error.abs()).mean()", "expectile_loss"),
+        ("(action - mean) / log_std.exp()", "(action - mean) * log_std.exp()", "imitation_loss"),
+        (".pow(2) - log_std - 0.5 *", ".pow(2) + log_std - 0.5 *", "imitation_loss"),
+        ("return -(weight", "return (weight", "imitation_loss"),
+        ("log_std.clamp(-5, 2)", "log_std", "imitation_loss"),
+        ("amin(0).squeeze(1)  # (B,)", "amax(0).squeeze(1)  # (B,)", "{}_learner_loss"),
+        ('values(learner["q_target"], obs', 'values(learner["q"], obs', "{}_learner_loss"),
+        ('learner["v"](data["next_observations"]', 'learner["v"](data["observations"]', "{}_learner_loss"),
+        ("(target_q - value.detach())", "(value.detach() - target_q)", "{}_learner_loss"),
+        ("(target_q - value.detach())", "(target_q - value)", "{}_learner_loss"),
+        (".clamp(max=100)", "", "{}_learner_loss"),
+        ("target_q - value, args", "value - target_q, args", "{}_learner_loss"),
+        ("imitation_loss(policy(args", "imitation_loss(0 * policy(args", "{}_learner_loss"),
+        ("(obs).tanh()", "(obs)", "continuous_acting"),
+    ],
+    "baselines/brac": TD
+    + GAUSSIAN
+    + [
+        (".atanh()", "", "behaviour_loss"),
+        (".clamp(-1 + 1e-5, 1 - 1e-5)", "", "behaviour_loss"),
+        ("loss = -log_density", "loss = log_density", "behaviour_loss"),
+        (".amin(0) + beta", ".amax(0) + beta", "{}_learner_loss"),
+        ("+ beta * log_behaviour", "- beta * log_behaviour", "{}_learner_loss"),
+        ("- alpha * log_policy", "+ alpha * log_policy", "{}_learner_loss"),
+        ("values(critics, obs, x.tanh())", "values(critics, obs, x)", "{}_learner_loss"),
+        ('learner["behaviour"](obs)  #', 'learner["policy"](obs)  #', "{}_learner_loss"),
+        ("args.entropy_weight * args.target_entropy", "args.entropy_weight", "{}_learner_loss"),
+        ('learner["q_target"], next_obs', 'learner["q"], next_obs', "{}_learner_loss"),
+        ('learner["q"].requires_grad_(False)', "pass", "{}_learner_loss"),
+        ('learner["q"].requires_grad_(True)', "pass", "{}_learner_loss"),
+        ('"losses/policy": -value.mean()', '"losses/policy": value.mean()', "{}_learner_loss"),
+        ("chunk(2, dim=-1)[0].tanh()", "chunk(2, dim=-1)[0]", "continuous_acting"),
+    ],
+    "baselines/aquadem": ACTING[:5]
+    + [
+        ("weights = probs if", "weights = 1 - probs if", "acting"),
+        ("F.relu(self.torso(F.dropout(obs, dropout)))", "self.torso(F.dropout(obs, dropout))", "candidates"),
+        ("dim=1)\n\n    @torch", "dim=1).flip(1)\n\n    @torch", "candidates"),
+        (".argmin(1) for s", ".argmax(1) for s", "candidates"),
+        ("obs.split(4096)", "obs.flip(0).split(4096)", "candidates"),
+        ("self.torso(F.dropout(obs, dropout))", "self.torso(obs)", "dropout"),
+        (
+            "= F.dropout(F.relu(self.torso(F.dropout(obs, dropout))), dropout)",
+            "= F.relu(self.torso(F.dropout(obs, dropout)))",
+            "dropout",
+        ),
+        ("last(F.dropout(relu(first(hidden)), dropout))", "last(relu(first(hidden)))", "dropout"),
+        ("dropout: float = 0.0", "dropout: float = 0.1", "candidates"),
+        ("quantizer.updates += 1", "pass", "dropout"),
+        ("softmin = -args.softmin", "softmin = args.softmin", "candidates_loss"),
+        ("(-distance / args.softmin)", "(distance / args.softmin)", "candidates_loss"),
+        ("- np.log(args.num_candidates)", "", "candidates_loss"),
+        (
+            'data["actions"][index][:, None]).pow(2).sum(2)',
+            'data["actions"][index][:, None]).abs().sum(2)',
+            "candidates_loss",
+        ),
+        ("fast.detach(), args.target_rate", "fast.detach(), 1 - args.target_rate", AQUADEM),
+        ("slow.lerp_(fast.detach(), args.target_rate)", "pass", AQUADEM),
+        (".requires_grad_(False)", "", AQUADEM),
+        ('learner["q_target"](obs)[b, code]', 'learner["q"](obs)[b, code]', AQUADEM),
+        ("[b, code] - learner", "[b, code] + learner", AQUADEM),
+        ('args.learner == "cql"', 'args.learner == "iql"', AQUADEM),
+        ("(next_obs).softmax(1)", "(obs).softmax(1)", AQUADEM),
+        ('* (1 - data["terminals"][index])', "", AQUADEM),
+        ("F.cross_entropy(q, code)", "F.cross_entropy(-q, code)", AQUADEM),
+        ("(error < 0)", "(error > 0)", AQUADEM),
+        ("(target.detach() - data_q)", "(target - data_q)", AQUADEM),
+        ("q=0.5, penalty", "q=1, penalty", AQUADEM),
+        ("penalty=args.conservatism", "penalty=1", AQUADEM),
+        ("iql=dict(q=1, v=1", "iql=dict(q=1, v=2", AQUADEM),
+        ('"cql": q, "iql"', '"cql": -q, "iql"', AQUADEM),
+        ("q / args.temperature", "q * args.temperature", AQUADEM),
+    ],
     "vqvae": [
         ("argmin(dim=1)", "argmax(dim=1)", "nearest_code_equals_brute_force"),
         ("- 2 * embedding @", "- embedding @", "nearest_code_equals_brute_force"),
@@ -185,6 +307,12 @@ def calls(function, script, request):
             yield arguments | {name: request.getfixturevalue(name) for name in fixtures}
 
 
+def find(script, test):
+    """The name of a test, in which {} stands for the method, and its file."""
+    name = f"test_{test.format(script.removeprefix('saq_').replace('baselines/', 'continuous_'))}"
+    return name, next(tests for tests in (test_losses, test_baselines, test_vqvae) if hasattr(tests, name))
+
+
 @pytest.mark.parametrize(("script", "old", "new", "test"), CASES)
 def test_mutation_is_noticed(script, old, new, test, tmp_path, monkeypatch, request):
     path = PATHS.get(script, ROOT / f"{script}.py")
@@ -192,8 +320,7 @@ def test_mutation_is_noticed(script, old, new, test, tmp_path, monkeypatch, requ
     assert old in source, "the line has changed: bring the list up to date"
     (tmp_path / path.name).write_text(source.replace(old, new, 1))
     mutant = load(tmp_path / path.name, "mutant")
-    name = f"test_{test.format(script.removeprefix('saq_'))}"
-    tests = test_losses if hasattr(test_losses, name) else test_vqvae
+    name, tests = find(script, test)
     arguments_of_calls = list(calls(getattr(tests, name), script, request))
     monkeypatch.setattr(tests, script.replace("/", "_"), mutant)
     with pytest.raises(Exception):  # noqa: B017 - a crash is noticed as well
@@ -234,8 +361,7 @@ def test_unchanged_copies_pass(tmp_path, monkeypatch, request):
     for script, tests in itertools.groupby(CASES, key=lambda case: case[0]):
         path = PATHS.get(script, ROOT / f"{script}.py")
         copy = load(Path(path), "mutant")
-        for name in {f"test_{case[3].format(script.removeprefix('saq_'))}" for case in tests}:
-            module = test_losses if hasattr(test_losses, name) else test_vqvae
+        for name, module in {find(script, case[3]) for case in tests}:
             with monkeypatch.context() as patch:
                 patch.setattr(module, script.replace("/", "_"), copy)
                 for arguments in calls(getattr(module, name), script, request):

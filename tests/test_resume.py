@@ -54,6 +54,8 @@ KILLS = {
     "saq_cql": ("learner", 2),
     "saq_brac": ("quantizer", 3),
     "saq_bc": ("learner", 3),
+    "baselines/aquadem": ("quantizer", 2),
+    "baselines/brac": ("behaviour", 2),
 }
 
 

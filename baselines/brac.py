@@ -1,0 +1,389 @@
+"""BRAC: behaviour-regularised actor-critic with continuous actions, the twin of saq_brac.py.
+
+A tanh-Gaussian pi_beta is fitted to the data first; then Q and a policy near pi_beta are learned, with drawn actions
+where saq_brac.py sums over codes. This is BRAC-v with the KL divergence. Explained in docs/baselines.md.
+BRAC: Wu et al. 2019, https://arxiv.org/abs/1911.11361.
+
+    python baselines/brac.py --env-id hopper-medium-expert-v2
+"""
+
+import argparse
+import copy
+import io
+import json
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+import d4rl
+
+SCRIPT = Path(__file__).stem
+
+
+@dataclass
+class Args:
+    # --- experiment ---
+    env_id: str = "maze2d-large-demos-v0"  # task; the d4rl package holds its environment and finds its dataset
+    dataset_path: str = ""  # train on this HDF5 file (D4RL's format) instead of the task's own
+    seed: int = 0  # of weights, batches and evaluation episodes
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
+    threads: int = 1  # CPU threads; more are faster only while no other process wants a core
+    eval_every: int = 5_000  # updates between two evaluations, each with a checkpoint
+    eval_episodes: int = 20  # episodes per evaluation
+    runs_dir: str = "runs"  # the run's folder is made in here
+    resume: str = ""  # continue the run in this folder exactly where its last checkpoint is
+    evaluate: str = ""  # play the finished run in this folder, train nothing
+    track: bool = False  # send the metrics to Weights & Biases as well
+    capture_video: bool = False  # write an mp4 of one episode of the final policy
+
+    # --- learner ---
+    steps: int = 30_000  # gradient updates
+    batch_size: int = 256  # transitions per update, in every stage
+    lr: float = 3e-4  # Adam's learning rate, in every stage
+    hidden_dim: int = 256  # width of the two hidden layers of every network
+    discount: float = 0.99  # gamma
+    target_rate: float = 0.005  # share of the weights that the target network takes over per update
+    reward_shift: float = 0.0  # added to every reward, before the scale
+    reward_scale: float = 1.0  # rewards are multiplied by this; 0: by 1000 / (best - worst return), as IQL does
+
+    # --- BRAC ---
+    behaviour_steps: int = 10_000  # gradient updates of pi_beta, before the others
+    num_draws: int = 4  # actions drawn for an expectation over the policy
+    behaviour_weight: float = 3.0  # beta: weight of log pi_beta in the critic's target and in the policy's loss
+    entropy_weight: float = 3.0  # alpha: weight of the policy's entropy in its loss
+    target_entropy: bool = True  # the critic's target has the entropy too (BRAC's KL); off: SAQ Eq. 3 as printed
+
+
+# --- settings per domain ---
+SETTINGS = {  # how an env-id begins: its own defaults on the command line
+    "maze2d-large-demos": dict(behaviour_steps=2000, steps=4000, eval_every=2000),
+    ("hopper", "halfcheetah", "walker2d", "pen", "door", "hammer", "relocate"): dict(reward_scale=0.0),
+    "antmaze": dict(reward_scale=100.0, eval_episodes=100),
+    "robomimic": dict(eval_every=10_000, eval_episodes=50),
+}
+
+
+# --- command line ---
+# Ranges of values, and what may differ when a run is resumed or evaluated.
+LIMITS = dict(seed=(0, 1e9), discount=(0, 1), reward_shift=(-1e9, 1e9), expectile=(0, 1), temperature=(1e-6, 1e9))
+RESUME_ARGS = {"resume", "device", "threads", "track", "capture_video"}
+EVALUATE_ARGS = set("evaluate dataset_path device threads capture_video seed eval_episodes".split())
+
+
+def stop(problem: str):
+    """Bad input: one sentence that says what is wrong and what to do, exit code 2."""
+    print(f"error: {problem}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def read_args(folder: str) -> dict:
+    """The arguments of the run in `folder`, and the script's name."""
+    try:
+        return dict(json.loads(Path(folder, "args.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        stop(f"{folder} is not the folder of a run (no readable args.json); give one such as runs/NAME.")
+
+
+def parse_args(argv: list[str] | None = None) -> Args:
+    """The command line. Its defaults are those of the task's domain, or of the run that it names; a flag wins."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--env-id", "--env_id", default=Args.env_id)
+    for flag in ("--resume", "--evaluate"):
+        early.add_argument(flag, default="")
+    given = early.parse_known_args(argv)[0]
+    defaults = next((values for prefix, values in SETTINGS.items() if given.env_id.startswith(prefix)), {})
+    defaults, fixed = {"env_id": given.env_id} | defaults, {}
+    if folder := given.resume or given.evaluate:
+        defaults = read_args(folder)
+        script = defaults.pop("script", "another program")
+        if script != SCRIPT or defaults.keys() != asdict(Args()).keys():
+            stop(f"{folder} is a run of {script}.py, or of another version of it; use that one.")
+        free = RESUME_ARGS if given.resume else EVALUATE_ARGS
+        fixed = {name: value for name, value in defaults.items() if name not in free}
+    args = tyro.cli(Args, args=argv, default=Args(**defaults))
+    for name, value in fixed.items():
+        if getattr(args, name) != value:
+            stop(f"--{name.replace('_', '-')} is {value} in {folder} and has to stay so; leave the flag out.")
+    for name, value in asdict(args).items():
+        low, high = LIMITS.get(name, (1 if isinstance(value, int) else 0, 1e9))
+        if type(value) in (int, float) and not low <= value <= high:
+            stop(f"--{name.replace('_', '-')} is {value}; it has to be at least {low} and at most {high}.")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        stop("--device cuda needs a GPU that PyTorch can use, and there is none; use --device cpu.")
+    return args if args.device != "auto" else replace(args, device="cuda" if torch.cuda.is_available() else "cpu")
+
+
+# --- data ---
+def load_data(args: Args) -> dict[str, Tensor]:
+    """The dataset's transitions on the device: observations standardised, rewards scaled; one line says what they are.
+
+    `obs_mean` and `obs_std` (obs_dim,) are what evaluation needs to standardise likewise.
+    """
+    dataset = d4rl.get_dataset(args.env_id, args.dataset_path or None)
+    transitions = d4rl.qlearning_dataset(args.env_id, dataset=dataset)
+    returns = d4rl.episode_returns(args.env_id, dataset)
+    data = {name: torch.as_tensor(x, dtype=torch.float32, device=args.device) for name, x in transitions.items()}
+    data["obs_mean"] = data["observations"].mean(0)
+    data["obs_std"] = data["observations"].std(0) + 1e-3  # some entries never change
+    for name in ("observations", "next_observations"):
+        data[name] = (data[name] - data["obs_mean"]) / data["obs_std"]
+    if args.reward_scale == 0 and np.ptp(returns) == 0:
+        stop("--reward-scale 0 divides by best - worst return, and all returns are equal; give a scale.")
+    data["rewards"] = (data["rewards"] + args.reward_shift) * (args.reward_scale or 1000 / np.ptp(returns))
+    print(f"{args.env_id} on {args.device}: {d4rl.describe(args.env_id, dataset)}")
+    return data
+
+
+# --- evaluation ---
+@torch.no_grad()
+def act(args: Args, learner: nn.ModuleDict, data: dict, obs: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    """The policy's actions: (B, obs_dim) -> (B, action_dim). It is deterministic: `uniform` (B,) is not needed."""
+    obs = (torch.as_tensor(obs, dtype=torch.float32, device=args.device) - data["obs_mean"]) / data["obs_std"]
+    return policy(args, learner, obs).cpu().numpy()
+
+
+def evaluate(args: Args, learner: nn.ModuleDict, data: dict, video: Path | None = None) -> dict:
+    """Play `eval_episodes` episodes: mean return and normalized score. `video`: folder for an mp4 of the first one."""
+    actions, dataset = partial(act, args, learner, data), args.dataset_path or None
+    returns = d4rl.evaluate(args.env_id, actions, args.eval_episodes, args.seed, video_folder=video, h5path=dataset)
+    score = 100 * d4rl.get_normalized_score(args.env_id, np.mean(returns))
+    return {"eval/score": float(score), "eval/return": float(np.mean(returns)), "returns": returns}
+
+
+# --- run folder ---
+def start_run(args: Args, data: dict[str, Tensor]) -> dict:
+    """A new run's folder, or the one to resume. `history` has metrics.csv's rows, `stages` the state of each stage."""
+    run = {"history": [], "stages": {}, "returns": [], "obs_mean": data["obs_mean"], "obs_std": data["obs_std"]}
+    if args.resume and Path(args.resume, "checkpoint.pt").exists():  # without one it starts over
+        run |= torch.load(Path(args.resume, "checkpoint.pt"), weights_only=True, map_location="cpu")
+    name = f"{args.env_id.replace('/', '-')}__{SCRIPT}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
+    run["folder"] = folder = Path(args.resume or Path(args.runs_dir, name))
+    run["writer"] = SummaryWriter(folder)
+    if not args.resume:
+        write(folder / "args.json", json.dumps({"script": SCRIPT, **asdict(args)}, indent=2).encode())
+    if args.track:
+        import wandb
+
+        run["wandb"] = wandb.init(project="saq", id=folder.name, config=asdict(args), dir=folder, resume="allow")
+        wandb.define_metric("*", step_metric="step")
+    save(run)  # a kill may have come between the checkpoint and metrics.csv
+    print(folder)
+    return run
+
+
+def read_checkpoint(folder: str, stage: str) -> dict:
+    """The checkpoint of the run in `folder`, whose `stage` must be finished."""
+    path = Path(folder, "checkpoint.pt")
+    checkpoint = torch.load(path, weights_only=True, map_location="cpu") if path.exists() else {"stages": {}}
+    if not checkpoint["stages"].get(stage, {}).get("finished"):
+        stop(f"{folder} has no finished {stage}; continue that run with --resume {folder}, or name another.")
+    return checkpoint
+
+
+def write(path: Path, content: bytes):
+    """Replace a file in one step: a kill leaves the old one or the new one, never half of it."""
+    path.with_suffix(".tmp").write_bytes(content)
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def save(run: dict):
+    """Write the checkpoint, then metrics.csv, which is its history as a table."""
+    buffer, columns = io.BytesIO(), dict.fromkeys(name for row in run["history"] for name in row)
+    torch.save({name: run[name] for name in ("history", "stages", "returns", "obs_mean", "obs_std")}, buffer)
+    write(run["folder"] / "checkpoint.pt", buffer.getvalue())
+    lines = [columns, *([str(row.get(name, "")) for name in columns] for row in run["history"])]
+    write(run["folder"] / "metrics.csv", "".join(f"{','.join(line)}\n" for line in lines).encode())
+
+
+def train(args: Args, run: dict, stage: str, steps: int, model: nn.Module, rows: Tensor, loss, measure):
+    """Bring a stage to `steps` updates. Every `eval_every` of them: measure, log, write a checkpoint.
+
+    `loss(index)` returns the loss of the transitions at `index` and tensors to log, `measure()` numbers to log; batches
+    come from the transitions `rows`. Weights, optimizer and the batches' generator are all that a run resumes from.
+    """
+    optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=args.lr, fused=True)
+    generator = torch.Generator(args.device).manual_seed(args.seed)
+    state = run["stages"].get(stage, {"step": 0, "seconds": 0.0})
+    if state["step"] > 0:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        generator.set_state(state["generator"])
+    progress = tqdm(total=steps, initial=state["step"], desc=stage, mininterval=1)
+    for first in range(state["step"], steps, args.eval_every):
+        start, last, sums = time.time(), min(first + args.eval_every, steps), {}
+        for _ in range(first, last):
+            index = rows[torch.randint(len(rows), (args.batch_size,), generator=generator, device=args.device)]
+            value, metrics = loss(index)
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            sums = {name: metric.detach() + sums.get(name, 0) for name, metric in metrics.items()}
+            progress.update()
+        row = {"stage": stage, "step": last} | {name: float(total) / (last - first) for name, total in sums.items()}
+        row |= {f"time/{stage}_updates_per_second": (last - first) / (time.time() - start)} | measure()
+        run["returns"] = row.pop("returns", [])
+        row[f"time/{stage}_seconds"] = state["seconds"] + time.time() - start
+        run["history"].append(row)
+        state = {"step": last, "finished": last == steps, "seconds": row[f"time/{stage}_seconds"]}
+        state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state()}
+        run["stages"][stage] = state
+        for name in (name for name in row if "/" in name):
+            run["writer"].add_scalar(name, row[name], last)
+        if args.track:
+            run["wandb"].log(row)
+        save(run)
+        progress.set_postfix({name: f"{row[name]:.3g}" for name in row if name.startswith(("losses", "vqvae", "eval"))})
+    progress.close()
+
+
+# --- learner ---
+def mlp(*sizes: int) -> nn.Sequential:
+    """Linear layers of these sizes with ReLU in between: `mlp(11, 256, 256, 3)` maps (B, 11) to (B, 3)."""
+    layers = [layer for pair in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(*pair), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
+
+
+def td_loss(q: Tensor, rewards: Tensor, terminals: Tensor, next_value: Tensor, discount: float) -> Tensor:
+    """Mean squared TD error, no gradient through the target. All (B,) -> scalar"""
+    target = rewards + discount * (1 - terminals) * next_value
+    return (target.detach() - q).pow(2).mean()
+
+
+def log_density(gaussian: Tensor, x: Tensor) -> Tensor:
+    """log pi(tanh(x)|s) of the tanh-Gaussian with mean and log std side by side. (*, 2 A), (*, A) -> (*)"""
+    mean, log_std = gaussian.chunk(2, dim=-1)
+    log_std = log_std.clamp(-5, 2)
+    log_normal = -0.5 * ((x - mean) / log_std.exp()).pow(2) - log_std - 0.5 * np.log(2 * np.pi)
+    return (log_normal + 2 * (x + F.softplus(-2 * x) - np.log(2))).sum(-1)  # - log (1 - tanh(x)^2), never log 0
+
+
+def draw(gaussian: Tensor, n: int) -> Tensor:
+    """n draws per state, with gradient; their tanh are actions. (B, 2 A) -> (B, n, A)"""
+    mean, log_std = gaussian[:, None].expand(-1, n, -1).chunk(2, dim=-1)
+    return mean + log_std.clamp(-5, 2).exp() * torch.randn_like(mean)
+
+
+def values(critics: nn.ModuleList, obs: Tensor, actions: Tensor) -> Tensor:
+    """Q of n actions per state by each critic, in one call of it. (B, obs_dim), (B, n, A) -> (critics, B, n)"""
+    pairs = torch.cat([obs[:, None].expand(-1, actions.shape[1], -1), actions], dim=-1)  # (B, n, obs_dim + A)
+    return torch.stack([critic(pairs).squeeze(-1) for critic in critics])
+
+
+def behaviour_loss(behaviour: nn.Module, data: dict[str, Tensor], index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean of -log pi_beta(a|s) of the state-action pairs at `index`."""
+    x = data["actions"][index].clamp(-1 + 1e-5, 1 - 1e-5).atanh()  # actions at a bound would be infinite
+    loss = -log_density(behaviour(data["observations"][index]), x).mean()
+    return loss, {"losses/behaviour": loss}
+
+
+def regularised_value(
+    learner: nn.ModuleDict, critics: nn.ModuleList, obs: Tensor, n: int, beta: float, alpha: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """E_{a ~ pi(.|s)}[Q(s,a) + beta log pi_beta(a|s) - alpha log pi(a|s)], mean of n draws, and what it consists of.
+
+    Q is the smaller of the two critics' values. (B, obs_dim) -> (B,)
+    """
+    gaussian, behaviour = learner["policy"](obs), learner["behaviour"](obs)  # (B, 2 A)
+    x = draw(gaussian, n)  # (B, n, A)
+    log_policy, log_behaviour = log_density(gaussian[:, None], x), log_density(behaviour[:, None], x)  # (B, n)
+    value = values(critics, obs, x.tanh()).amin(0) + beta * log_behaviour - alpha * log_policy
+    charts = {"charts/entropy": -log_policy.mean(), "charts/divergence": (log_policy - log_behaviour).mean()}
+    return value.mean(1), charts
+
+
+def make_learner(args: Args, obs_dim: int, action_dim: int) -> nn.ModuleDict:
+    """Two critics of (s, a); policy and pi_beta, each with a mean and a log std per action dimension."""
+    hidden = args.hidden_dim, args.hidden_dim
+    learner = nn.ModuleDict({"q": nn.ModuleList([mlp(obs_dim + action_dim, *hidden, 1) for _ in range(2)])})
+    learner["q_target"] = copy.deepcopy(learner["q"]).requires_grad_(False)
+    learner.update({name: mlp(obs_dim, *hidden, 2 * action_dim) for name in ("policy", "behaviour")})
+    learner.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+    return learner
+
+
+def learner_loss(args: Args, learner: nn.ModuleDict, data: dict[str, Tensor], index: Tensor) -> tuple[Tensor, dict]:
+    """TD loss of the critics, Eq. 6 for the policy, on the transitions at `index`."""
+    for slow, fast in zip(learner["q_target"].parameters(), learner["q"].parameters(), strict=True):
+        slow.lerp_(fast.detach(), args.target_rate)  # the target network follows Q
+    learner.updates += 1
+    torch.manual_seed(args.seed * 10**6 + int(learner.updates))  # a resumed run draws the same actions
+    obs, action, next_obs = data["observations"][index], data["actions"][index], data["next_observations"][index]
+    sizes = args.num_draws, args.behaviour_weight
+    with torch.no_grad():
+        in_target = args.entropy_weight * args.target_entropy
+        next_value, _ = regularised_value(learner, learner["q_target"], next_obs, *sizes, in_target)
+    q = values(learner["q"], obs, action[:, None]).squeeze(2)  # (critics, B)
+    learner["q"].requires_grad_(False)  # the policy's loss moves the policy alone
+    value, charts = regularised_value(learner, learner["q"], obs, *sizes, args.entropy_weight)
+    learner["q"].requires_grad_(True)
+    losses = {
+        "losses/q": td_loss(q, data["rewards"][index], data["terminals"][index], next_value, args.discount),
+        "losses/policy": -value.mean(),
+    }
+    return sum(losses.values()), losses | charts | {"charts/q": q.mean()}
+
+
+def policy(args: Args, learner: nn.ModuleDict, obs: Tensor) -> Tensor:
+    """The policy's mean action: (B, obs_dim) -> (B, action_dim)"""
+    return learner["policy"](obs).chunk(2, dim=-1)[0].tanh()
+
+
+# --- main ---
+def main(args: Args) -> float:
+    """Train both stages, or what is left of them, or only play; return the final normalized score."""
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)  # the initial weights; batches have a generator of their own
+    task = d4rl.playable_task(args.env_id)
+    learner = make_learner(args, task.observation_size, task.action_size).to(args.device)
+    if args.evaluate:
+        checkpoint = read_checkpoint(args.evaluate, "learner")
+        learner.load_state_dict(checkpoint["stages"]["learner"]["model"])
+        data = {name: checkpoint[name].to(args.device) for name in ("obs_mean", "obs_std")}
+        result = evaluate(args, learner, data, video=Path(args.evaluate) if args.capture_video else None)
+        print(f"score {result['eval/score']:.1f} over {args.eval_episodes} episodes")
+        return result["eval/score"]
+    data = load_data(args)
+    run = start_run(args, data)
+
+    # Stage 1: the behaviour policy; the policy starts from it.
+    loss = partial(behaviour_loss, learner["behaviour"], data)
+    rows = torch.arange(len(data["actions"]), device=args.device)
+    train(args, run, "behaviour", args.behaviour_steps, learner["behaviour"], rows, loss, dict)
+    learner["policy"].load_state_dict(learner["behaviour"].requires_grad_(False).state_dict())
+
+    # Stage 2: critics and policy.
+    loss, measure = partial(learner_loss, args, learner, data), partial(evaluate, args, learner, data)
+    train(args, run, "learner", args.steps, learner, rows, loss, measure)
+
+    scores = [row["eval/score"] for row in run["history"] if row["stage"] == "learner"]
+    result = {"score": scores[-1], "best_score": max(scores), "returns": run["returns"], "episodes": args.eval_episodes}
+    result |= {"env_id": args.env_id, "script": SCRIPT, "seed": args.seed}
+    result["seconds"] = {stage: state["seconds"] for stage, state in run["stages"].items()}
+    result["versions"] = {name: version(name) for name in ("torch", "numpy", "gymnasium", "mujoco", "d4rl")}
+    write(run["folder"] / "result.json", json.dumps(result, indent=2).encode())
+    if args.capture_video:
+        evaluate(args, learner, data, video=run["folder"])
+    run["writer"].close()
+    print(f"score {scores[-1]:.1f} (best {max(scores):.1f}) over {args.eval_episodes} episodes; {run['folder']}")
+    return scores[-1]
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_args())
+    except (d4rl.DatasetError, NotADirectoryError, PermissionError) as error:
+        stop(str(error))
