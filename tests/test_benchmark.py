@@ -68,7 +68,7 @@ def test_finished_runs_are_skipped_and_collected(tmp_path):
 
 
 def test_a_killed_run_goes_on_in_its_folder(tmp_path):
-    slow = TINY.replace("--steps 40", "--steps 4000")
+    slow = TINY.replace("--steps 40", "--steps 1000")
     process = play(tmp_path, "--flags", slow)
     for _ in range(600):
         found = list(tmp_path.glob("*/*/metrics.csv"))
