@@ -10,7 +10,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from common import HOPPER, PATHS, ROOT, SAQ, SCRIPTS, checkpoint, dataset, metrics, play, result, run, runs, same, tiny
+from common import (
+    FIRST_STAGE,
+    HOPPER,
+    PATHS,
+    ROOT,
+    SAQ,
+    SCRIPTS,
+    checkpoint,
+    dataset,
+    metrics,
+    play,
+    result,
+    run,
+    runs,
+    same,
+    tiny,
+)
 
 
 @pytest.fixture(scope="module")
@@ -65,13 +81,15 @@ def test_standin_dataset(name, tmp_path):
 @pytest.mark.parametrize("script", PATHS)
 def test_run_folder(script, finished):
     folder, _ = finished(script)
-    rows, stages = metrics(folder), (["quantizer"] if script in SAQ else []) + ["learner"]
+    rows, stages = metrics(folder), [*([FIRST_STAGE[script]] if script in FIRST_STAGE else []), "learner"]
     assert [(row["stage"], row["step"]) for row in rows] == [(s, n) for s in stages for n in ("10", "20")]
     for row in rows:
         logged = {name for name, value in row.items() if value and "/" in name}
         assert all(np.isfinite(float(row[name])) for name in logged)
         wanted = {"eval/score", "eval/return"} if row["stage"] == "learner" else {"vqvae/codes_used"}
-        assert wanted < logged and {name.split("/")[0] for name in logged} <= {"vqvae", "losses", "charts", "eval"}
+        if script not in SAQ and row["stage"] != "learner":
+            wanted = {f"losses/{row['stage']}"}
+        assert wanted <= logged and {name.split("/")[0] for name in logged} <= {"vqvae", "losses", "charts", "eval"}
     written, saved = result(folder), checkpoint(folder)
     assert written["score"] == float(rows[-1]["eval/score"])
     assert written["best_score"] == max(float(row["eval/score"]) for row in rows if row["eval/score"])
@@ -99,15 +117,15 @@ def test_tensorboard_holds_the_metrics(finished):
 def choices():
     """(script, flags) for every value, other than the default, of every boolean and every flag with choices."""
     for script, module in SCRIPTS.items():
-        hints = typing.get_type_hints(module.Args)
+        hints, defaults = typing.get_type_hints(module.Args), module.parse_args(["--env-id", HOPPER])
         for field in fields(module.Args):
-            flag, kind = field.name.replace("_", "-"), hints[field.name]
+            flag, kind, default = field.name.replace("_", "-"), hints[field.name], getattr(defaults, field.name)
             if field.name in ("track", "capture_video", "device"):
                 continue  # tests of their own
             if kind is bool:
-                yield script, [f"--no-{flag}" if field.default else f"--{flag}"]
+                yield script, [f"--no-{flag}" if default else f"--{flag}"]
             elif typing.get_origin(kind) is typing.Literal:
-                yield from ((script, [f"--{flag}", value]) for value in typing.get_args(kind) if value != field.default)
+                yield from ((script, [f"--{flag}", value]) for value in typing.get_args(kind) if value != default)
 
 
 CASES = [pytest.param(s, flags, id=" ".join([s, *flags])) for s, flags in [*((s, []) for s in PATHS), *choices()]]
@@ -177,6 +195,13 @@ def test_borrowed_quantizer_brings_its_shape(finished, tmp_path):
 
 
 # --- the command line ---
+def another(value):
+    """A value that a setting does not have."""
+    if isinstance(value, str | bool):
+        return {"mean": "greedy", True: False}[value]
+    return value / 2 if value % 1 else value + 1
+
+
 @pytest.mark.parametrize("script", PATHS)
 def test_settings_per_domain(script, monkeypatch, capsys):
     module = SCRIPTS[script]
@@ -190,15 +215,18 @@ def test_settings_per_domain(script, monkeypatch, capsys):
             assert {name: getattr(args, name) for name in settings} == settings and args.env_id == env_id
             assert module.parse_args([f"--env-id={env_id}"]) == module.parse_args(["--env_id", env_id]) == args
             for name, value in settings.items():  # a flag wins, the other settings stay
-                flag, other = f"--{name.replace('_', '-')}", value / 2 if value % 1 else value + 1
-                args = module.parse_args(["--env-id", env_id, flag, str(other)])
+                flag, other = name.replace("_", "-"), another(value)
+                given = [f"--no-{flag}"] if other is False else [f"--{flag}", str(other)]
+                args = module.parse_args(["--env-id", env_id, *given])
                 assert {n: getattr(args, n) for n in settings} == {**settings, name: other}
             with pytest.raises(SystemExit) as exit:
                 module.parse_args(["--help", "--env-id", env_id])
             assert exit.value.code == 0
             shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
             for name, value in settings.items():
-                text = shown.split(f"--{name.replace('_', '-')} ")[1].split("(default:")[1]
+                flag = name.replace("_", "-")
+                flag = f"--{flag}, --no-{flag} " if value is True else f"--{flag} "
+                text = shown.split(flag)[1].split("(default:")[1]
                 assert text.split(")")[0].strip() == str(value)
 
 
