@@ -83,7 +83,7 @@ SETTINGS = {  # how an env-id begins: its own defaults on the command line
     "maze2d-large-demos": dict(vqvae_steps=3000, steps=4000, eval_every=2000, behaviour_weight=1.0, entropy_weight=1.0),
     ("hopper", "halfcheetah", "walker2d", "pen", "door", "hammer", "relocate"): dict(reward_scale=0.0, acting="mean"),
     "antmaze": dict(reward_scale=100.0, eval_episodes=100),
-    "robomimic": dict(acting="mean", eval_every=10_000, eval_episodes=50),
+    "robomimic": dict(eval_every=10_000, eval_episodes=50),
 }
 
 

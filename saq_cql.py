@@ -84,7 +84,7 @@ SETTINGS = {  # how an env-id begins: its own defaults on the command line
     ("hopper", "halfcheetah", "walker2d", "pen", "door", "hammer", "relocate"): dict(reward_scale=0.0, acting="mean"),
     "antmaze": dict(reward_shift=-0.5, reward_scale=4.0, eval_episodes=100),
     "kitchen": dict(codebook_size=64),
-    "robomimic": dict(reward_scale=100.0, acting="mean", eval_every=10_000, eval_episodes=50),
+    "robomimic": dict(reward_scale=100.0, eval_every=10_000, eval_episodes=50),
 }
 
 
