@@ -168,7 +168,7 @@ def test_resume_with_a_changed_argument(fails, lent):
         ["--no-revive"],
         ["--env-id", "walker2d-medium-v2"],
         ["--seed", 1],
-        ["--acting", "mean"],
+        ["--acting", "greedy"],
     ):
         said = fails("saq_iql", "--resume", made["saq_iql"], *flags, place=False)
         assert "has to stay so" in said and flags[0].replace("--no-", "--") in said
