@@ -13,7 +13,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from math import prod
@@ -186,7 +186,7 @@ def load(dataset: str, seed: int) -> tuple[saq_bc.Args, dict[str, Tensor]]:
     flags, file = ["--env-id", DATASETS[dataset].env_id, "--device", "cpu", "--seed", str(seed)], DATASETS[dataset].file
     if file:
         flags += ["--dataset-path", str(Path(os.environ["SAQ_STANDIN_DIR"], file))]
-    args = saq_bc.parse_args(flags)
+    args = replace(saq_bc.parse_args(flags), acting="sample")  # as the paper; the domains differ in their default
     return args, saq_bc.load_data(args)
 
 
