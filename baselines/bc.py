@@ -248,13 +248,13 @@ def make_learner(args: Args, obs_dim: int, action_dim: int) -> nn.ModuleDict:
 
 def learner_loss(args: Args, learner: nn.ModuleDict, data: dict[str, Tensor], index: Tensor) -> tuple[Tensor, dict]:
     """The policy's loss on the state-action pairs at `index`."""
-    loss = bc_loss(learner["policy"](data["observations"][index]), data["actions"][index])
+    loss = bc_loss(policy(args, learner, data["observations"][index]), data["actions"][index])
     return loss, {"losses/policy": loss}
 
 
 def policy(args: Args, learner: nn.ModuleDict, obs: Tensor) -> Tensor:
     """The policy's action: (B, obs_dim) -> (B, action_dim)"""
-    return learner["policy"](obs)
+    return learner["policy"](obs).tanh()
 
 
 # --- main ---

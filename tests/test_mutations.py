@@ -128,6 +128,7 @@ MUTATIONS = {
         ('data["actions"][index]', 'data["actions"][index - 1]', "continuous_bc_learner_loss"),
         ('data["observations"][index]', 'data["next_observations"][index]', "continuous_bc_learner_loss"),
         ('return learner["policy"](obs)', 'return -learner["policy"](obs)', "continuous_acting"),
+        ("(obs).tanh()", "(obs)", "continuous_acting"),
         ('args.device) - data["obs_mean"]) / data["obs_std"]', 'args.device) - data["obs_mean"])', "continuous_acting"),
     ],
     "baselines/cql": TD
