@@ -134,8 +134,8 @@ class RobomimicEnv(gymnasium.Env):
             "use_object_obs": True,
             "reward_shaping": False,
             "ignore_done": True,  # gymnasium.make adds the time limit
-            # Building the model anew costs 0.1 to 0.5 s; only transport's and lift's hold anything random, their objects'
-            # sizes, and lift's cube is resized in place.
+            # Building the model anew costs 0.1 to 0.5 s. Only transport's and lift's hold anything random, the sizes of
+            # their objects, and lift's cube is resized in place.
             "hard_reset": self.task_name == "transport",
         }
         if args["env_version"].startswith("1.4"):
