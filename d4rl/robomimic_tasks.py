@@ -143,6 +143,9 @@ class RobomimicEnv(gymnasium.Env):
         self.render_mode = render_mode
         self.keys = [key.replace("object", "object-state") for key in _observation_keys(spec)]
         self.robosuite_env = _robosuite().make(args["env_name"], **kwargs)
+        for robot in self.robosuite_env.robots:  # robosuite works out these constants 75 times a step, a tenth of it
+            constant = {"action_limits": robot.action_limits}
+            robot.__class__ = type(robot.__class__.__name__, (robot.__class__,), constant)
         low, high = self.robosuite_env.action_spec
         self.action_space = gymnasium.spaces.Box(low.astype(np.float32), high.astype(np.float32))
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (spec.observation_size,), np.float64)

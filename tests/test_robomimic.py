@@ -280,6 +280,23 @@ def test_which_tasks_need_not_build_their_model_anew(task, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("task", ["can", "transport"])
+def test_constant_action_limits_change_nothing(task, tmp_path):
+    pytest.importorskip("robosuite", reason="robosuite is not installed")
+    path, rows = write(tmp_path / "f.hdf5", task), []
+    for constant in (True, False):
+        env = gymnasium.make(f"robomimic/{task}-ph", dataset_path=path)
+        for robot in env.unwrapped.robosuite_env.robots:
+            if not constant:
+                robot.__class__ = robot.__class__.__base__
+            assert isinstance(type(robot).action_limits, property) != constant
+        rows.append([env.reset(seed=3)[0]])
+        for action in np.random.default_rng(0).uniform(-1, 1, (30, *env.action_space.shape)):
+            rows[-1].append(env.step(action)[0])
+    np.testing.assert_array_equal(*rows)
+
+
+@pytest.mark.slow
 def test_lift_with_its_cube_resized_is_the_model_built_anew(tmp_path):
     """Every array of the model, and what follows in an episode."""
     pytest.importorskip("robosuite", reason="robosuite is not installed")
