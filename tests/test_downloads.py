@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -551,7 +552,8 @@ def test_three_processes_at_once(hopper, server):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_process_is_stopped_half_way(hopper, server, number):
     server.answers["first"], server.pause = slow, 1
-    process = start(server, hopper)
+    listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs would ignore it
+    process = start(server, hopper, preexec_fn=listening)
     assert server.half_way.wait(30)
     process.send_signal(number)
     _, error = process.communicate(timeout=30)
