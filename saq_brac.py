@@ -169,7 +169,7 @@ def load_data(args: Args) -> dict[str, Tensor]:
 # --- evaluation ---
 @torch.no_grad()
 def act(args: Args, vqvae: VQVAE, learner: nn.ModuleDict, data: dict, obs: np.ndarray, uniform: np.ndarray):
-    """The policy's actions: (B, obs_dim) -> (B, action_dim). A code is decoded, drawn by `uniform` (B,) from [0, 1)."""
+    """Actions by `args.acting`: (B, obs_dim) -> (B, action_dim). `uniform` (B,) from [0, 1) draws the codes."""
     obs = (torch.as_tensor(obs, dtype=torch.float32, device=args.device) - data["obs_mean"]) / data["obs_std"]
     probs = policy(args, learner, obs).exp()  # (B, K)
     if args.acting == "mean":  # sum_k pi(k|s) d(s, e_k); the paper always acts with one code
