@@ -67,6 +67,7 @@ class Args:
     steps: int = 30_000  # gradient updates
     batch_size: int = 256  # transitions per update, in every stage
     lr: float = 3e-4  # Adam's learning rate, in every stage
+    anneal_lr: bool = False  # let it fall to 0 along half a cosine, in every stage
     hidden_dim: int = 256  # width of the two hidden layers of every network
     discount: float = 0.99  # gamma
     target_rate: float = 0.005  # share of the weights that the target network takes over per update
@@ -81,7 +82,8 @@ class Args:
 # --- settings per domain ---
 SETTINGS = {  # how an env-id begins: its own defaults on the command line
     "maze2d-large-demos": dict(vqvae_steps=3000, steps=4000, eval_every=2000),
-    ("hopper", "halfcheetah", "walker2d", "pen", "door", "hammer", "relocate"): dict(reward_scale=0.0, acting="mean"),
+    ("hopper", "halfcheetah", "walker2d"): dict(lr=1e-3, anneal_lr=True, reward_scale=0.0, acting="mean"),
+    ("pen", "door", "hammer", "relocate"): dict(reward_scale=0.0, acting="mean"),
     "antmaze": dict(reward_shift=-0.5, reward_scale=4.0, eval_episodes=100),
     "kitchen": dict(codebook_size=64),
     "robomimic": dict(reward_scale=100.0, eval_every=10_000, eval_episodes=50),
@@ -90,8 +92,7 @@ SETTINGS = {  # how an env-id begins: its own defaults on the command line
 
 # --- command line ---
 # What a quantizer is made of, ranges of values, and what may differ when a run is resumed or evaluated.
-QUANTIZER_ARGS = {"vqvae_steps", "vqvae_hidden_dim", "codebook_size", "embedding_dim", "codebook_form", "revive"}
-QUANTIZER_ARGS |= {"condition_on_obs"}
+VQVAE_ARGS = "vqvae_steps vqvae_hidden_dim codebook_size embedding_dim codebook_form revive condition_on_obs".split()
 LIMITS = dict(seed=(0, 1e9), discount=(0, 1), reward_shift=(-1e9, 1e9), expectile=(0, 1), temperature=(1e-6, 1e9))
 RESUME_ARGS = {"resume", "device", "threads", "track", "capture_video"}
 EVALUATE_ARGS = set("evaluate dataset_path device threads capture_video seed eval_episodes acting temperature".split())
@@ -128,7 +129,7 @@ def parse_args(argv: list[str] | None = None) -> Args:
         free = RESUME_ARGS if given.resume else EVALUATE_ARGS
         fixed = {name: value for name, value in defaults.items() if name not in free}
     elif folder := given.vqvae:
-        fixed = {name: value for name, value in read_args(folder).items() if name in QUANTIZER_ARGS}
+        fixed = {name: value for name, value in read_args(folder).items() if name in VQVAE_ARGS}
         defaults |= fixed
     args = tyro.cli(Args, args=argv, default=Args(**defaults))
     for name, value in fixed.items():
@@ -179,8 +180,7 @@ def act(args: Args, vqvae: VQVAE, learner: nn.ModuleDict, data: dict, obs: np.nd
         return (probs[:, :, None] * actions.view(*probs.shape, -1)).sum(1).cpu().numpy()
     code = probs.argmax(1)
     if args.acting == "sample":  # the first code up to which the probabilities sum to more than the random number
-        uniform = torch.as_tensor(uniform, dtype=torch.float32, device=args.device)
-        code = (probs.cumsum(1) <= uniform[:, None]).sum(1).clamp(max=probs.shape[1] - 1)
+        code = (probs.cumsum(1) <= probs.new_tensor(uniform)[:, None]).sum(1).clamp(max=probs.shape[1] - 1)
     return vqvae.decode(obs, code).cpu().numpy()
 
 
@@ -259,7 +259,9 @@ def train(args: Args, run: dict, stage: str, steps: int, model: nn.Module, rows:
     progress = tqdm(total=steps, initial=state["step"], desc=stage, mininterval=1)
     for first in range(state["step"], steps, args.eval_every):
         start, last, sums = time.time(), min(first + args.eval_every, steps), {}
-        for _ in range(first, last):
+        for step in range(first, last):
+            if args.anneal_lr:
+                optimizer.param_groups[0]["lr"] = args.lr * float(1 + np.cos(np.pi * step / steps)) / 2
             index = rows[torch.randint(len(rows), (args.batch_size,), generator=generator, device=args.device)]
             value, metrics = loss(index)
             optimizer.zero_grad()
@@ -272,16 +274,14 @@ def train(args: Args, run: dict, stage: str, steps: int, model: nn.Module, rows:
         run["returns"] = row.pop("returns", [])
         row[f"time/{stage}_seconds"] = state["seconds"] + time.time() - start
         run["history"].append(row)
-        state = {"step": last, "finished": last == steps, "seconds": row[f"time/{stage}_seconds"]}
+        state = run["stages"][stage] = dict(step=last, finished=last == steps, seconds=row[f"time/{stage}_seconds"])
         state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state()}
-        run["stages"][stage] = state
         for name in (name for name in row if "/" in name):
             run["writer"].add_scalar(name, row[name], last)
         if args.track:
             run["wandb"].log(row)
         save(run)
         progress.set_postfix({name: f"{row[name]:.3g}" for name in row if name.startswith(("losses", "vqvae", "eval"))})
-    progress.close()
 
 
 # --- stage 1: quantizer ---

@@ -60,6 +60,7 @@ class Args:
     steps: int = 30_000  # gradient updates
     batch_size: int = 256  # transitions per update, in every stage
     lr: float = 3e-4  # Adam's learning rate, in every stage
+    anneal_lr: bool = False  # let it fall to 0 along half a cosine, in every stage
     hidden_dim: int = 256  # width of the two hidden layers of every network
     discount: float = 0.99  # gamma
     target_rate: float = 0.005  # share of the weights that the target network takes over per update
@@ -76,7 +77,8 @@ class Args:
 # --- settings per domain ---
 SETTINGS = {  # how an env-id begins: its own defaults on the command line
     "maze2d-large-demos": dict(quantizer_steps=3000, steps=4000, eval_every=2000),
-    ("hopper", "halfcheetah", "walker2d", "pen", "door", "hammer", "relocate"): dict(reward_scale=0.0, acting="mean"),
+    ("hopper", "halfcheetah", "walker2d"): dict(lr=1e-3, anneal_lr=True, reward_scale=0.0, acting="mean"),
+    ("pen", "door", "hammer", "relocate"): dict(reward_scale=0.0, acting="mean"),
     "antmaze": dict(reward_shift=-0.5, reward_scale=4.0, expectile=0.9, temperature=0.04, eval_episodes=100),
     "robomimic": dict(reward_scale=100.0, eval_every=10_000, eval_episodes=50),
 }
@@ -165,8 +167,7 @@ def act(args: Args, quantizer: nn.Module, learner: nn.ModuleDict, data: dict, ob
     probs, candidates = policy(args, learner, obs).exp(), quantizer(obs)  # (B, K), (B, K, action_dim)
     code = probs.argmax(1)
     if args.acting == "sample":  # the first code up to which the probabilities sum to more than the random number
-        uniform = torch.as_tensor(uniform, dtype=torch.float32, device=args.device)
-        code = (probs.cumsum(1) <= uniform[:, None]).sum(1).clamp(max=probs.shape[1] - 1)
+        code = (probs.cumsum(1) <= probs.new_tensor(uniform)[:, None]).sum(1).clamp(max=probs.shape[1] - 1)
     weights = probs if args.acting == "mean" else F.one_hot(code, probs.shape[1])  # sum_k pi(k|s) psi_k(s), or one code
     return (weights[:, :, None] * candidates).sum(1).cpu().numpy()
 
@@ -240,7 +241,9 @@ def train(args: Args, run: dict, stage: str, steps: int, model: nn.Module, rows:
     progress = tqdm(total=steps, initial=state["step"], desc=stage, mininterval=1)
     for first in range(state["step"], steps, args.eval_every):
         start, last, sums = time.time(), min(first + args.eval_every, steps), {}
-        for _ in range(first, last):
+        for step in range(first, last):
+            if args.anneal_lr:
+                optimizer.param_groups[0]["lr"] = args.lr * float(1 + np.cos(np.pi * step / steps)) / 2
             index = rows[torch.randint(len(rows), (args.batch_size,), generator=generator, device=args.device)]
             value, metrics = loss(index)
             optimizer.zero_grad()
@@ -253,16 +256,14 @@ def train(args: Args, run: dict, stage: str, steps: int, model: nn.Module, rows:
         run["returns"] = row.pop("returns", [])
         row[f"time/{stage}_seconds"] = state["seconds"] + time.time() - start
         run["history"].append(row)
-        state = {"step": last, "finished": last == steps, "seconds": row[f"time/{stage}_seconds"]}
+        state = run["stages"][stage] = dict(step=last, finished=last == steps, seconds=row[f"time/{stage}_seconds"])
         state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state()}
-        run["stages"][stage] = state
         for name in (name for name in row if "/" in name):
             run["writer"].add_scalar(name, row[name], last)
         if args.track:
             run["wandb"].log(row)
         save(run)
         progress.set_postfix({name: f"{row[name]:.3g}" for name in row if name.startswith(("losses", "vqvae", "eval"))})
-    progress.close()
 
 
 # --- stage 1: quantizer ---
@@ -346,9 +347,8 @@ def learner_loss(args: Args, learner: nn.ModuleDict, data: dict[str, Tensor], in
 
 def policy(args: Args, learner: nn.ModuleDict, obs: Tensor) -> Tensor:
     """log pi(k|s) of the policy that acts: (B, obs_dim) -> (B, K)"""
-    q, log_behaviour = learner["q"](obs), F.log_softmax(learner["behaviour"](obs), dim=1)
-    logits = {"bc": log_behaviour, "cql": q, "iql": q / args.temperature + log_behaviour}[args.learner]
-    return F.log_softmax(logits, dim=1)
+    q, behaviour = learner["q"](obs), learner["behaviour"](obs)  # log pi_beta up to a constant, which cancels
+    return F.log_softmax({"bc": behaviour, "cql": q, "iql": q / args.temperature + behaviour}[args.learner], dim=1)
 
 
 # --- main ---

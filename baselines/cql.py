@@ -54,6 +54,7 @@ class Args:
     steps: int = 30_000  # gradient updates
     batch_size: int = 256  # transitions per update, in every stage
     lr: float = 3e-4  # Adam's learning rate, in every stage
+    anneal_lr: bool = False  # let it fall to 0 along half a cosine, in every stage
     hidden_dim: int = 256  # width of the two hidden layers of every network
     discount: float = 0.99  # gamma
     target_rate: float = 0.005  # share of the weights that the target network takes over per update
@@ -223,7 +224,9 @@ def train(args: Args, run: dict, stage: str, steps: int, model: nn.Module, rows:
     progress = tqdm(total=steps, initial=state["step"], desc=stage, mininterval=1)
     for first in range(state["step"], steps, args.eval_every):
         start, last, sums = time.time(), min(first + args.eval_every, steps), {}
-        for _ in range(first, last):
+        for step in range(first, last):
+            if args.anneal_lr:
+                optimizer.param_groups[0]["lr"] = args.lr * float(1 + np.cos(np.pi * step / steps)) / 2
             index = rows[torch.randint(len(rows), (args.batch_size,), generator=generator, device=args.device)]
             value, metrics = loss(index)
             optimizer.zero_grad()
@@ -236,16 +239,14 @@ def train(args: Args, run: dict, stage: str, steps: int, model: nn.Module, rows:
         run["returns"] = row.pop("returns", [])
         row[f"time/{stage}_seconds"] = state["seconds"] + time.time() - start
         run["history"].append(row)
-        state = {"step": last, "finished": last == steps, "seconds": row[f"time/{stage}_seconds"]}
+        state = run["stages"][stage] = dict(step=last, finished=last == steps, seconds=row[f"time/{stage}_seconds"])
         state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state()}
-        run["stages"][stage] = state
         for name in (name for name in row if "/" in name):
             run["writer"].add_scalar(name, row[name], last)
         if args.track:
             run["wandb"].log(row)
         save(run)
         progress.set_postfix({name: f"{row[name]:.3g}" for name in row if name.startswith(("losses", "vqvae", "eval"))})
-    progress.close()
 
 
 # --- learner ---

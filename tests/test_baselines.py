@@ -238,11 +238,10 @@ def test_imitation_loss():
     assert narrow == bound and torch.isfinite(narrow)
 
 
-def test_policy_of_iql_learns_ever_more_slowly(tmp_path):
-    """The policy's learning rate follows half a cosine, that of the others stays."""
+def test_policy_of_iql_has_a_schedule_of_its_own(tmp_path):
+    """Its parameters, and no others, are the group whose learning rate falls in any case (tests/test_scripts.py)."""
     optimizer = checkpoint(run("baselines/iql", tmp_path))["stages"]["learner"]["optimizer"]
-    groups = [(group["lr"], len(group["params"])) for group in optimizer["param_groups"]]
-    assert groups == [(pytest.approx(3e-4 * (1 + np.cos(np.pi * 19 / 20)) / 2), 7), (3e-4, 18)]
+    assert [len(group["params"]) for group in optimizer["param_groups"]] == [7, 18]
 
 
 @pytest.mark.parametrize("target_entropy", [False, True])

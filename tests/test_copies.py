@@ -35,7 +35,7 @@ DIFFERS = {
     "LIMITS": {
         "baselines/bc": "has few of these arguments",
         "baselines/aquadem": "has its quantizer's arguments too",
-        "baselines/*": "the comment, which the others have above QUANTIZER_ARGS",
+        "baselines/*": "the comment, which the others have above VQVAE_ARGS",
     },
     "Args: learner": {"*bc": "no discount, target network or rewards"},
     "Args: quantizer": {"baselines/aquadem": "candidate actions instead of a VQ-VAE"},

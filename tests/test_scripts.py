@@ -154,6 +154,18 @@ def test_flags_that_evaluate_may_change(finished):
 
 
 # --- what stays equal ---
+@pytest.mark.parametrize("anneal", [True, False])
+@pytest.mark.parametrize("script", PATHS)
+def test_anneal_lr(script, anneal, tmp_path):
+    """Half a cosine over every stage, here at the last of 20 updates. IQL's policy has it in any case."""
+    folder = run(script, tmp_path, "--lr", 0.01, "--anneal-lr" if anneal else "--no-anneal-lr")
+    for name, stage in checkpoint(folder)["stages"].items():
+        for group, parameters in enumerate(stage["optimizer"]["param_groups"]):
+            falls = anneal or (script == "baselines/iql" and group == 0)
+            expected = 0.005 * (1 + np.cos(np.pi * 0.95)) if falls else 0.01
+            assert parameters["lr"] == pytest.approx(expected, rel=1e-12), name
+
+
 @pytest.mark.parametrize("script", PATHS)
 def test_equal_arguments_give_equal_runs(script, finished, tmp_path):
     folder, flags = finished(script)
