@@ -86,16 +86,17 @@ def make_algorithm(learner: str, args, obs_dim: int, num_actions: int):
         stop(f"the referee needs d3rlpy, which is not here: in an environment of its own, {INSTALL}.")
     encoder = d3rlpy.models.VectorEncoderFactory(hidden_units=[args.hidden_dim, args.hidden_dim])
     names = {
-        "bc": ("BCConfig", ["encoder"]),
-        "iql": ("IQLConfig", ["actor_encoder", "critic_encoder", "value_encoder"]),
-        "cql": ("CQLConfig", ["actor_encoder", "critic_encoder"]),
-        "discrete_cql": ("DiscreteCQLConfig", ["encoder"]),
+        "bc": ("BCConfig", ["encoder"], ["optim"]),
+        "iql": ("IQLConfig", ["actor_encoder", "critic_encoder", "value_encoder"], ["actor_optim", "critic_optim"]),
+        "cql": ("CQLConfig", ["actor_encoder", "critic_encoder"], ["actor_optim", "critic_optim", "temp_optim"]),
+        "discrete_cql": ("DiscreteCQLConfig", ["encoder"], ["optim"]),
     }
-    config, encoders = names[learner]
+    config, encoders, optimizers = names[learner]
     factories = {f"{name}_factory": encoder for name in encoders}
-    if learner == "iql":  # the policy's learning rate falls along half a cosine, as in ours
-        schedule = CosineAnnealingLRFactory(T_max=args.steps)
-        factories["actor_optim_factory"] = d3rlpy.optimizers.AdamFactory(lr_scheduler_factory=schedule)
+    falling = optimizers if args.anneal_lr else ["actor_optim"] if learner == "iql" else []  # as in ours
+    schedule = CosineAnnealingLRFactory(T_max=args.steps)
+    adam = d3rlpy.optimizers.AdamFactory(lr_scheduler_factory=schedule)
+    factories |= {f"{name}_factory": adam for name in falling}
     d3rlpy.seed(args.seed)
     algorithm = getattr(d3rlpy.algos, config)(**settings(learner, args), **factories).create(args.device == "cuda")
     algorithm.create_impl((obs_dim,), num_actions)

@@ -46,6 +46,20 @@ def test_batches_and_learning_rates_are_ours(learner):
     assert rates and set(rates.values()) == {0.007}
 
 
+@needs_d3rlpy
+@pytest.mark.parametrize("learner", referee.TWINS)
+def test_every_learning_rate_falls_with_ours(learner):
+    """With --anneal-lr all optimizers of d3rlpy have a schedule, without it none, except that of IQL's policy."""
+    for flag, falling in (("--anneal-lr", None), ("--no-anneal-lr", {"actor_optim"} if learner == "iql" else set())):
+        args = arguments(learner, "--steps", "70", flag)
+        modules = vars(referee.make_algorithm(learner, args, 4, 2).impl.modules)
+        optimizers = {name: module for name, module in modules.items() if name.endswith("optim")}
+        optimizers = {name: module for name, module in optimizers.items() if name != "alpha_optim"}  # its rate is 0
+        schedules = {name: module._lr_scheduler for name, module in optimizers.items() if module._lr_scheduler}
+        assert schedules.keys() == (optimizers.keys() if falling is None else falling)
+        assert {schedule.T_max for schedule in schedules.values()} <= {70}
+
+
 def test_td_learners_share_discount_target_rate_and_two_critics():
     for learner in ("iql", "cql"):
         mapped = referee.settings(learner, arguments(learner, "--discount", "0.9", "--target-rate", "0.1"))
@@ -227,17 +241,20 @@ def test_cql_has_four_times_our_critic_loss(tmp_path):
 
 
 @needs_d3rlpy
-def test_discrete_cql_ends_at_the_weights_of_saq_cql(data, quantizer):
+@pytest.mark.parametrize("schedule", ["--anneal-lr", "--no-anneal-lr"])
+def test_discrete_cql_ends_at_the_weights_of_saq_cql(schedule, data, quantizer):
     """The same start and batches lead to the same weights while TD errors are below 1, where its Huber loss is ours."""
     given = [*flags("discrete_cql", data, quantizer), "--reward-scale", "0.1", "--steps", "50"]
-    args = arguments("discrete_cql", *given)
+    args = arguments("discrete_cql", *given, "--lr", "0.0003", schedule)
     ours, networks, theirs = copied("discrete_cql", args, noise=0)
     rows = ours.load_data(args)
     rows["codes"] = torch.arange(len(rows["rewards"])) % args.codebook_size
     before = [weights.clone() for weights in networks["q"].parameters()]
     optimizer = torch.optim.Adam(networks["q"].parameters(), lr=args.lr)
     generator = torch.Generator().manual_seed(args.seed)
-    for _ in range(args.steps):
+    for step in range(args.steps):
+        if args.anneal_lr:
+            optimizer.param_groups[0]["lr"] = args.lr * (1 + np.cos(np.pi * step / args.steps)) / 2
         index = torch.randint(len(rows["rewards"]), (args.batch_size,), generator=generator)
         optimizer.zero_grad()
         ours.learner_loss(args, networks, rows, index)[0].backward()
