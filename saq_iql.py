@@ -82,7 +82,9 @@ class Args:
 # --- settings per domain ---
 SETTINGS = {  # how an env-id begins: its own defaults on the command line
     "maze2d-large-demos": dict(vqvae_steps=3000, steps=4000, eval_every=2000),
-    ("hopper", "halfcheetah", "walker2d"): dict(lr=1e-3, anneal_lr=True, reward_scale=0.0, acting="mean"),
+    ("hopper", "halfcheetah", "walker2d"): dict(
+        lr=1e-3, anneal_lr=True, reward_scale=0.0, acting="mean", temperature=10.0
+    ),
     ("pen", "door", "hammer", "relocate"): dict(reward_scale=0.0, acting="mean"),
     "antmaze": dict(reward_scale=100.0, expectile=0.9, temperature=1.0, eval_episodes=100),
     "robomimic": dict(reward_scale=100.0, eval_every=10_000, eval_episodes=50),
@@ -333,10 +335,9 @@ def learner_loss(args: Args, learner: nn.ModuleDict, data: dict[str, Tensor], in
     with torch.no_grad():
         next_value = learner["v"](data["next_observations"][index]).squeeze(1)  # (B,)
         target_q = learner["q_target"](obs).gather(1, code[:, None]).squeeze(1)  # (B,)
-    value = learner["v"](obs).squeeze(1)  # (B,)
     q = learner["q"](obs).gather(1, code[:, None]).squeeze(1)  # (B,)
     losses = {
-        "losses/v": expectile_loss(target_q - value, args.expectile),
+        "losses/v": expectile_loss(target_q - learner["v"](obs).squeeze(1), args.expectile),
         "losses/q": td_loss(q, data["rewards"][index], data["terminals"][index], next_value, args.discount),
         "losses/behaviour": F.cross_entropy(learner["behaviour"](obs), code),  # -log pi_beta(k|s)
     }

@@ -1,6 +1,6 @@
 """BRAC: behaviour-regularised actor-critic with continuous actions, the twin of saq_brac.py.
 
-A tanh-Gaussian pi_beta is fitted to the data first; then Q and a policy near pi_beta are learned, with drawn actions
+A Gaussian pi_beta is fitted to the data first; then Q and a policy near pi_beta are learned, with drawn actions
 where saq_brac.py sums over codes. This is BRAC-v with the KL divergence. Explained in docs/baselines.md.
 BRAC: Wu et al. 2019, https://arxiv.org/abs/1911.11361.
 
@@ -264,18 +264,18 @@ def td_loss(q: Tensor, rewards: Tensor, terminals: Tensor, next_value: Tensor, d
     return (target.detach() - q).pow(2).mean()
 
 
-def log_density(gaussian: Tensor, x: Tensor) -> Tensor:
-    """log pi(tanh(x)|s) of the tanh-Gaussian with mean and log std side by side. (*, 2 A), (*, A) -> (*)"""
+def log_density(gaussian: Tensor, action: Tensor) -> Tensor:
+    """log pi(a|s) of a Gaussian around tanh of a mean, mean and log std side by side. (*, 2 A), (*, A) -> (*)"""
     mean, log_std = gaussian.chunk(2, dim=-1)
     log_std = log_std.clamp(-5, 2)
-    log_normal = -0.5 * ((x - mean) / log_std.exp()).pow(2) - log_std - 0.5 * np.log(2 * np.pi)
-    return (log_normal + 2 * (x + F.softplus(-2 * x) - np.log(2))).sum(-1)  # - log (1 - tanh(x)^2), never log 0
+    z = (action - mean.tanh()) / log_std.exp()
+    return (-0.5 * z.pow(2) - log_std - 0.5 * np.log(2 * np.pi)).sum(-1)
 
 
 def draw(gaussian: Tensor, n: int) -> Tensor:
-    """n draws per state, with gradient; their tanh are actions. (B, 2 A) -> (B, n, A)"""
+    """n actions per state, with gradient; some lie outside the action space. (B, 2 A) -> (B, n, A)"""
     mean, log_std = gaussian[:, None].expand(-1, n, -1).chunk(2, dim=-1)
-    return mean + log_std.clamp(-5, 2).exp() * torch.randn_like(mean)
+    return mean.tanh() + log_std.clamp(-5, 2).exp() * torch.randn_like(mean)
 
 
 def values(critics: nn.ModuleList, obs: Tensor, actions: Tensor) -> Tensor:
@@ -286,8 +286,7 @@ def values(critics: nn.ModuleList, obs: Tensor, actions: Tensor) -> Tensor:
 
 def behaviour_loss(behaviour: nn.Module, data: dict[str, Tensor], index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean of -log pi_beta(a|s) of the state-action pairs at `index`."""
-    x = data["actions"][index].clamp(-1 + 1e-5, 1 - 1e-5).atanh()  # actions at a bound would be infinite
-    loss = -log_density(behaviour(data["observations"][index]), x).mean()
+    loss = -log_density(behaviour(data["observations"][index]), data["actions"][index]).mean()
     return loss, {"losses/behaviour": loss}
 
 
@@ -299,9 +298,9 @@ def regularised_value(
     Q is the smaller of the two critics' values. (B, obs_dim) -> (B,)
     """
     gaussian, behaviour = learner["policy"](obs), learner["behaviour"](obs)  # (B, 2 A)
-    x = draw(gaussian, n)  # (B, n, A)
-    log_policy, log_behaviour = log_density(gaussian[:, None], x), log_density(behaviour[:, None], x)  # (B, n)
-    value = values(critics, obs, x.tanh()).amin(0) + beta * log_behaviour - alpha * log_policy
+    action = draw(gaussian, n)  # (B, n, A)
+    log_policy, log_behaviour = (log_density(x[:, None], action) for x in (gaussian, behaviour))  # (B, n)
+    value = values(critics, obs, action.clamp(-1, 1)).amin(0) + beta * log_behaviour - alpha * log_policy
     charts = {"charts/entropy": -log_policy.mean(), "charts/divergence": (log_policy - log_behaviour).mean()}
     return value.mean(1), charts
 

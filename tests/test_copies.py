@@ -42,6 +42,8 @@ DIFFERS = {
     "Args: experiment": {"baselines/[!a]*": "no --acting: there are no codes to choose from"},
     "act": {"baselines/aquadem": "all candidates at once, no decoder", "baselines/*": "no codes to choose from"},
     "evaluate": {"baselines/aquadem": "a quantizer of another class", "baselines/*": "no quantizer"},
+    "log_density": {"baselines/brac": "a Gaussian around tanh of a mean, not tanh of a Gaussian: docs/baselines.md"},
+    "draw": {"baselines/brac": "the same"},
     "train": {"baselines/iql": "the learning rate of IQL's policy follows a cosine"},
     "main": {
         "baselines/aquadem": "a quantizer of another class",

@@ -28,19 +28,16 @@ ACTING = [
     ("code = probs.argmax(1)", "code = probs.argmin(1)", "acting"),
     ('args.acting == "sample"', 'args.acting != "sample"', "acting"),
     ('args.device) - data["obs_mean"]) / data["obs_std"]', 'args.device) - data["obs_mean"])', "acting"),
-    ("probs.cumsum(1) <= uniform", "probs.cumsum(1) >= uniform", "acting"),
+    ("probs.cumsum(1) <= probs", "probs.cumsum(1) >= probs", "acting"),
     (".clamp(max=probs.shape[1] - 1)", "", "acting"),
     ("repeat_interleave(probs.shape[1], 0)", "repeat(probs.shape[1], 1)", "acting"),
     ('data["observations"].mean(0)', 'data["observations"].mean()', "load_data"),
     ('for name in ("observations", "next_observations")', 'for name in ("observations",)', "load_data"),
 ]
 GAUSSIAN = [
-    ("(x - mean) / log_std.exp()", "(x - mean) * log_std.exp()", "log_density"),
-    (".pow(2) - log_std - 0.5 *", ".pow(2) + log_std - 0.5 *", "log_density"),
-    ("log_normal + 2 *", "log_normal - 2 *", "log_density"),
-    ("log_std = log_std.clamp(-5, 2)", "log_std = log_std.clamp(-20, 20)", "log_density"),
-    ("log_std.clamp(-5, 2).exp()", "log_std.exp()", "log_density"),
-    ("2 * (x + F.softplus(-2 * x) - np.log(2))", "-(1 - x.tanh().pow(2)).log()", "log_density_far_out"),
+    (".pow(2) - log_std - 0.5 *", ".pow(2) + log_std - 0.5 *", "log_density_{}"),
+    ("log_std = log_std.clamp(-5, 2)", "log_std = log_std.clamp(-20, 20)", "log_density_bounds"),
+    ("log_std.clamp(-5, 2).exp()", "log_std.exp()", "log_density_bounds"),
     ("log_std.clamp(-5, 2).exp() * torch", "torch", "draw"),
     ("torch.randn_like(mean)", "torch.rand_like(mean)", "draw"),
 ]
@@ -57,10 +54,10 @@ MUTATIONS = {
         ("advantage / temperature", "-advantage / temperature", "closed_form_policy_without_a_binding_constraint"),
         ("temperature + log_behaviour", "temperature - log_behaviour", "closed_form_policy"),
         ("temperature + log_behaviour", "temperature", "closed_form_policy_solves_the_constrained_problem"),
-        ("target_q - value, args", "value - target_q, args", "iql_learner_loss"),
+        ("target_q - learner", "target_q + learner", "iql_learner_loss"),
         ('learner["q_target"](obs)', 'learner["q"](obs)', "iql_learner_loss"),
         ('learner["v"](data["next_observations"]', 'learner["v"](data["observations"]', "iql_learner_loss"),
-        ('value = learner["v"](obs).squeeze(1)', 'value = learner["v"](obs)', "iql_learner_loss"),
+        ('learner["v"](obs).squeeze(1), args', 'learner["v"](obs), args', "iql_learner_loss"),
         (
             'F.cross_entropy(learner["behaviour"](obs), code)',
             'F.cross_entropy(learner["q"](obs), code)',
@@ -134,6 +131,9 @@ MUTATIONS = {
     "baselines/cql": TD
     + GAUSSIAN
     + [
+        ("(x - mean) / log_std.exp()", "(x - mean) * log_std.exp()", "log_density_{}"),
+        ("log_normal + 2 *", "log_normal - 2 *", "log_density_{}"),
+        ("2 * (x + F.softplus(-2 * x) - np.log(2))", "-(1 - x.tanh().pow(2)).log()", "log_density_far_out"),
         ("(q - log_density)", "(q + log_density)", "estimate_converges_to_the_integral"),
         ("(q - log_density)", "(q + log_density)", "continuous_conservative_loss"),
         ("(q - log_density)", "q", "estimate_converges_to_the_integral"),
@@ -185,13 +185,14 @@ MUTATIONS = {
     "baselines/brac": TD
     + GAUSSIAN
     + [
-        (".atanh()", "", "behaviour_loss"),
-        (".clamp(-1 + 1e-5, 1 - 1e-5)", "", "behaviour_loss"),
+        ("(action - mean.tanh())", "(action - mean)", "log_density_{}"),
+        ("mean.tanh()) / log_std.exp()", "mean.tanh()) * log_std.exp()", "log_density_{}"),
+        ("return mean.tanh() + log_std", "return mean + log_std", "draw"),
         ("loss = -log_density", "loss = log_density", "behaviour_loss"),
         (".amin(0) + beta", ".amax(0) + beta", "{}_learner_loss"),
         ("+ beta * log_behaviour", "- beta * log_behaviour", "{}_learner_loss"),
         ("- alpha * log_policy", "+ alpha * log_policy", "{}_learner_loss"),
-        ("values(critics, obs, x.tanh())", "values(critics, obs, x)", "{}_learner_loss"),
+        ("action.clamp(-1, 1)", "action", "{}_learner_loss"),
         ('learner["behaviour"](obs)  #', 'learner["policy"](obs)  #', "{}_learner_loss"),
         ("args.entropy_weight * args.target_entropy", "args.entropy_weight", "{}_learner_loss"),
         ('learner["q_target"], next_obs', 'learner["q"], next_obs', "{}_learner_loss"),
@@ -287,7 +288,7 @@ RUN_MUTATIONS = [
     ('"returns", "obs_mean"', '"obs_mean"'),
     ('learner.load_state_dict(checkpoint["stages"]["learner"]["model"])', "pass"),
     ('vqvae.load_state_dict(checkpoint["stages"]["quantizer"]["model"])', "pass"),
-    ("torch.as_tensor(uniform, dtype", "torch.as_tensor(np.random.rand(len(uniform)), dtype"),
+    ("probs.new_tensor(uniform)", "probs.new_tensor(np.random.rand(len(uniform)))"),
     ("args.eval_episodes, args.seed", "args.eval_episodes, int(time.time_ns() % 1000)"),
     ("data = {name: checkpoint[name].to(args.device)", "data = {name: 0 * checkpoint[name].to(args.device) + 1"),
 ]
