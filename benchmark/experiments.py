@@ -139,6 +139,8 @@ def standins(seeds: list[int]) -> Iterator[Run]:
         yield from (Run(twin, env_id, seed, flags) for twin in TWINS if twin != "baselines/cql")
         yield Run("baselines/cql", env_id, seed, (*flags, "--num-actions", "4"))
         if env_id in ("hopper-medium-expert-v2", "door-human-v0"):
+            if env_id.startswith("hopper"):  # SAQ-IQL's temperature there
+                flags += ("--temperature", "10")
             yield from (replace(run, flags=run.flags + flags) for run in aquadem([env_id], [seed]))
 
 
