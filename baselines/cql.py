@@ -237,10 +237,10 @@ def train(args: Args, run: dict, stage: str, steps: int, model: nn.Module, rows:
         row = {"stage": stage, "step": last} | {name: float(total) / (last - first) for name, total in sums.items()}
         row |= {f"time/{stage}_updates_per_second": (last - first) / (time.time() - start)} | measure()
         run["returns"] = row.pop("returns", [])
-        row[f"time/{stage}_seconds"] = state["seconds"] + time.time() - start
+        row[f"time/{stage}_seconds"] = seconds = state["seconds"] + time.time() - start
         run["history"].append(row)
-        state = run["stages"][stage] = dict(step=last, finished=last == steps, seconds=row[f"time/{stage}_seconds"])
-        state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state()}
+        saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state()}
+        state = run["stages"][stage] = saved | {"step": last, "finished": last == steps, "seconds": seconds}
         for name in (name for name in row if "/" in name):
             run["writer"].add_scalar(name, row[name], last)
         if args.track:
