@@ -1,6 +1,7 @@
 """BC: behaviour cloning with continuous actions, the twin of saq_bc.py.
 
-A network learns the data's action in each state by least squares. Explained in docs/saq_bc.md.
+A Gaussian policy learns the data's action in each state by maximum likelihood and is played by its mean. Explained in
+docs/saq_bc.md.
 
     python baselines/bc.py --env-id hopper-medium-expert-v2
 """
@@ -52,6 +53,9 @@ class Args:
     lr: float = 3e-4  # Adam's learning rate, in every stage
     anneal_lr: bool = False  # let it fall to 0 along half a cosine, in every stage
     hidden_dim: int = 256  # width of the two hidden layers of every network
+
+    # --- BC ---
+    loss: Literal["likelihood", "squared"] = "likelihood"  # -log pi(a|s), or the squared error of pi's mean alone
 
 
 # --- settings per domain ---
@@ -239,24 +243,35 @@ def mlp(*sizes: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def bc_loss(prediction: Tensor, action: Tensor) -> Tensor:
-    """Squared error, summed over action dimensions, mean over the batch. (B, action_dim) twice -> scalar"""
-    return (prediction - action).pow(2).sum(1).mean()
+def log_density(gaussian: Tensor, action: Tensor) -> Tensor:
+    """log pi(a|s) of a Gaussian around tanh of a mean, mean and log std side by side. (*, 2 A), (*, A) -> (*)"""
+    mean, log_std = gaussian.chunk(2, dim=-1)
+    log_std = log_std.clamp(-5, 2)
+    z = (action - mean.tanh()) / log_std.exp()
+    return (-0.5 * z.pow(2) - log_std - 0.5 * np.log(2 * np.pi)).sum(-1)
+
+
+def squared_error(gaussian: Tensor, action: Tensor) -> Tensor:
+    """Squared distance of the Gaussian's centre from the action: its log std plays no part. (*, 2 A), (*, A) -> (*)"""
+    return (gaussian.chunk(2, dim=-1)[0].tanh() - action).pow(2).sum(-1)
 
 
 def make_learner(args: Args, obs_dim: int, action_dim: int) -> nn.ModuleDict:
-    return nn.ModuleDict({"policy": mlp(obs_dim, args.hidden_dim, args.hidden_dim, action_dim)})
+    """The policy: a mean and a log std per action dimension."""
+    return nn.ModuleDict({"policy": mlp(obs_dim, args.hidden_dim, args.hidden_dim, 2 * action_dim)})
 
 
 def learner_loss(args: Args, learner: nn.ModuleDict, data: dict[str, Tensor], index: Tensor) -> tuple[Tensor, dict]:
-    """The policy's loss on the state-action pairs at `index`."""
-    loss = bc_loss(policy(args, learner, data["observations"][index]), data["actions"][index])
+    """The policy's loss on the state-action pairs at `index`, mean over the batch."""
+    gaussian, action = learner["policy"](data["observations"][index]), data["actions"][index]
+    loss = (squared_error(gaussian, action) if args.loss == "squared" else -log_density(gaussian, action)).mean()
     return loss, {"losses/policy": loss}
 
 
 def policy(args: Args, learner: nn.ModuleDict, obs: Tensor) -> Tensor:
-    """The policy's action: (B, obs_dim) -> (B, action_dim)"""
-    return learner["policy"](obs).tanh()
+    """The policy's action, the middle of its Gaussian: (B, obs_dim) -> (B, action_dim)"""
+    mean, _ = learner["policy"](obs).chunk(2, dim=-1)
+    return mean.tanh()
 
 
 # --- main ---

@@ -29,7 +29,10 @@ sys.path.insert(0, str(ROOT))
 import d4rl  # noqa: E402
 
 TWINS = {"bc": "baselines/bc", "iql": "baselines/iql", "cql": "baselines/cql", "discrete_cql": "saq_cql"}
-RULES = {"discrete_cql": ["--backup", "argmax", "--acting", "greedy"]}  # the only backup and acting of d3rlpy's
+RULES = {  # the only loss, backup and acting of d3rlpy's
+    "bc": ["--loss", "squared"],
+    "discrete_cql": ["--backup", "argmax", "--acting", "greedy"],
+}
 PLACES = set("dataset_path device threads eval_every runs_dir resume evaluate vqvae track capture_video script".split())
 INSTALL = "pip install -r benchmark/referee_requirements.txt, then pip install --no-deps d3rlpy==2.8.1"
 

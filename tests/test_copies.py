@@ -18,7 +18,6 @@ OWN = {
     "learner_loss": "what is minimised is the method",
     "make_learner": "each method has its own networks",
     "policy": "each method acts with its own policy",
-    "bc_loss": "codes are classified, actions are regressed",
     "conservative_loss": "an integral over actions is estimated, a sum over codes is computed",
     "regularised_value": "expectations over actions are estimated, those over codes are computed",
     "quantizer_loss": "each quantizer has its own loss",
@@ -42,8 +41,8 @@ DIFFERS = {
     "Args: experiment": {"baselines/[!a]*": "no --acting: there are no codes to choose from"},
     "act": {"baselines/aquadem": "all candidates at once, no decoder", "baselines/*": "no codes to choose from"},
     "evaluate": {"baselines/aquadem": "a quantizer of another class", "baselines/*": "no quantizer"},
-    "log_density": {"baselines/brac": "a Gaussian around tanh of a mean, not tanh of a Gaussian: docs/baselines.md"},
-    "draw": {"baselines/brac": "the same"},
+    "log_density": {"baselines/cql": "tanh of a Gaussian, not a Gaussian around tanh of a mean: docs/baselines.md"},
+    "draw": {"baselines/cql": "the same"},
     "train": {"baselines/iql": "the learning rate of IQL's policy follows a cosine"},
     "main": {
         "baselines/aquadem": "a quantizer of another class",

@@ -11,6 +11,7 @@ import torch
 from common import HOPPER, PATHS, SAQ, SCRIPTS, dataset
 from scipy.optimize import minimize
 from scipy.special import logsumexp, softmax
+from scipy.stats import norm
 
 import saq_bc
 import saq_brac
@@ -81,9 +82,10 @@ def test_bc_loss():
     assert saq_bc.bc_loss(*tensors(Q, CODE)).item() == pytest.approx(expected)
 
 
-def test_continuous_bc_loss():
-    prediction, action = tensors(np.array([[1.0, 2.0], [0.0, 0.5]]), np.array([[0.0, 4.0], [0.0, 0.0]]))
-    assert baselines_bc.bc_loss(prediction, action).item() == pytest.approx((1 + 4 + 0 + 0.25) / 2)
+def test_squared_error():
+    gaussian, action = tensors(np.array([[0.5, -2.0, 7.0, 8.0], [0.0, 1.0, 9.0, 9.0]]), np.array([[0.0, 4], [1, 0]]))
+    expected = [np.tanh(0.5) ** 2 + (np.tanh(-2) - 4) ** 2, 1 + np.tanh(1) ** 2]
+    assert baselines_bc.squared_error(gaussian, action).tolist() == pytest.approx(expected)
 
 
 def test_regularised_value():
@@ -369,12 +371,18 @@ def test_bc_learner_loss():
     check_gradient(nets["policy"], (softmax(logits, axis=1) - onehot(code)) / 4)
 
 
-def test_continuous_bc_learner_loss():
-    args, nets, rows, loss, metrics = learn(baselines_bc)
-    prediction = np.tanh(forward(nets["policy"], rows["observations"]))
-    error = prediction - rows["actions"]
-    assert loss == metrics["losses/policy"].item() == pytest.approx(np.mean((error**2).sum(1)))
-    check_gradient(nets["policy"], 2 / 4 * error * (1 - prediction**2))
+@pytest.mark.parametrize("name", ["likelihood", "squared"])
+def test_continuous_bc_learner_loss(name):
+    args, nets, rows, loss, metrics = learn(baselines_bc, loss=name)
+    mean, log_std = np.split(forward(nets["policy"], rows["observations"]), 2, axis=1)
+    error, slope = np.tanh(mean) - rows["actions"], 1 - np.tanh(mean) ** 2
+    if name == "squared":
+        expected, gradient = (error**2).sum(1), [2 * error * slope, 0 * log_std]
+    else:
+        expected = -norm.logpdf(rows["actions"], np.tanh(mean), np.exp(log_std)).sum(1)
+        gradient = [error * slope / np.exp(2 * log_std), 1 - (error / np.exp(log_std)) ** 2]
+    assert loss == metrics["losses/policy"].item() == pytest.approx(expected.mean())
+    check_gradient(nets["policy"], np.hstack(gradient) / 4)
 
 
 # --- policies that act ---
@@ -430,7 +438,7 @@ def test_continuous_acting():
     obs = np.array([[3.0, 1.0], [5.0, -1.0]])
     mean = np.array([[1, 10], [2, -10]])
     for module in (baselines_bc, baselines_iql, baselines_cql, baselines_brac):
-        has_std = module in (baselines_cql, baselines_brac)  # beside the mean
+        has_std = module is not baselines_iql  # beside the mean
         learner = {"policy": lambda obs, n=1 + has_std: torch.cat([obs * torch.tensor([1, 10]), obs][:n], 1)}
         actions = module.act(module.Args(device="cpu"), learner, data, obs, np.zeros(2))
         np.testing.assert_allclose(actions, np.tanh(mean), rtol=1e-6)

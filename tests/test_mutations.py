@@ -35,7 +35,6 @@ ACTING = [
     ('for name in ("observations", "next_observations")', 'for name in ("observations",)', "load_data"),
 ]
 GAUSSIAN = [
-    (".pow(2) - log_std - 0.5 *", ".pow(2) + log_std - 0.5 *", "log_density_{}"),
     ("log_std = log_std.clamp(-5, 2)", "log_std = log_std.clamp(-20, 20)", "log_density_bounds"),
     ("log_std.clamp(-5, 2).exp()", "log_std.exp()", "log_density_bounds"),
     ("log_std.clamp(-5, 2).exp() * torch", "torch", "draw"),
@@ -119,18 +118,24 @@ MUTATIONS = {
         ("(obs), dim=1)", "(obs), dim=0)", "policies"),
     ],
     "baselines/bc": [
-        ("(prediction - action)", "(prediction + action)", "continuous_bc_loss"),
-        (".pow(2).sum(1).mean()", ".pow(2).mean()", "continuous_bc_loss"),
-        (".pow(2).sum(1).mean()", ".abs().sum(1).mean()", "continuous_bc_loss"),
+        (".tanh() - action)", ".tanh() + action)", "squared_error"),
+        (".tanh() - action)", " - action)", "squared_error"),
+        ("- action).pow(2).sum(-1)", "- action).abs().sum(-1)", "squared_error"),
+        ("(action - mean.tanh())", "(action - mean)", "log_density_around_tanh"),
+        (".pow(2) - log_std - 0.5 *", ".pow(2) + log_std - 0.5 *", "log_density_around_tanh"),
+        ("log_std = log_std.clamp(-5, 2)", "log_std = log_std.clamp(-20, 20)", "log_density_bounds"),
+        ('args.loss == "squared"', 'args.loss != "squared"', "continuous_bc_learner_loss"),
+        ("else -log_density", "else log_density", "continuous_bc_learner_loss"),
         ('data["actions"][index]', 'data["actions"][index - 1]', "continuous_bc_learner_loss"),
         ('data["observations"][index]', 'data["next_observations"][index]', "continuous_bc_learner_loss"),
-        ('return learner["policy"](obs)', 'return -learner["policy"](obs)', "continuous_acting"),
-        ("(obs).tanh()", "(obs)", "continuous_acting"),
+        ("mean, _ = learner", "_, mean = learner", "continuous_acting"),
+        ("return mean.tanh()", "return mean", "continuous_acting"),
         ('args.device) - data["obs_mean"]) / data["obs_std"]', 'args.device) - data["obs_mean"])', "continuous_acting"),
     ],
     "baselines/cql": TD
     + GAUSSIAN
     + [
+        (".pow(2) - log_std - 0.5 *", ".pow(2) + log_std - 0.5 *", "log_density_{}"),
         ("(x - mean) / log_std.exp()", "(x - mean) * log_std.exp()", "log_density_{}"),
         ("log_normal + 2 *", "log_normal - 2 *", "log_density_{}"),
         ("2 * (x + F.softplus(-2 * x) - np.log(2))", "-(1 - x.tanh().pow(2)).log()", "log_density_far_out"),
@@ -185,8 +190,9 @@ MUTATIONS = {
     "baselines/brac": TD
     + GAUSSIAN
     + [
-        ("(action - mean.tanh())", "(action - mean)", "log_density_{}"),
-        ("mean.tanh()) / log_std.exp()", "mean.tanh()) * log_std.exp()", "log_density_{}"),
+        (".pow(2) - log_std - 0.5 *", ".pow(2) + log_std - 0.5 *", "log_density_around_tanh"),
+        ("(action - mean.tanh())", "(action - mean)", "log_density_around_tanh"),
+        ("mean.tanh()) / log_std.exp()", "mean.tanh()) * log_std.exp()", "log_density_around_tanh"),
         ("return mean.tanh() + log_std", "return mean + log_std", "draw"),
         ("loss = -log_density", "loss = log_density", "behaviour_loss"),
         (".amin(0) + beta", ".amax(0) + beta", "{}_learner_loss"),

@@ -174,6 +174,8 @@ def copied(learner: str, args, noise: float = 0.01):
             last = list(weights)[-2:]
             halves = [half for x in last for half in weights[x].chunk(2)]  # weight, weight, bias, bias
             new = [weights[x] for x in weights if x not in last] + [halves[i] for i in (0, 2, 1, 3)]
+        elif learner == "bc":  # its log std has no counterpart
+            new = [*list(weights.values())[:-2], *(x[:3] for x in list(weights.values())[-2:])]
         else:
             new = list(weights.values())
         for copy, value in zip(copies.values(), new, strict=True):
