@@ -63,6 +63,7 @@ class Args:
     # --- IQL ---
     expectile: float = 0.7  # of the value function
     temperature: float = 3.0  # lambda: small follows the advantage, large the behaviour policy
+    policy_std: Literal["state", "shared"] = "state"  # its std: per state, or one for all (the original)
 
 
 # --- settings per domain ---
@@ -270,7 +271,7 @@ def td_loss(q: Tensor, rewards: Tensor, terminals: Tensor, next_value: Tensor, d
 
 
 def imitation_loss(mean: Tensor, log_std: Tensor, action: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean of -log pi(a|s) of a Gaussian. (B, A), (A,), (B, A), (B,) -> scalar"""
+    """Weighted mean of -log pi(a|s) of a Gaussian. (B, A), (B, A) or (A,), (B, A), (B,) -> scalar"""
     log_std = log_std.clamp(-5, 2)
     log_normal = -0.5 * ((action - mean) / log_std.exp()).pow(2) - log_std - 0.5 * np.log(2 * np.pi)
     return -(weight * log_normal.sum(1)).mean()
@@ -283,13 +284,14 @@ def values(critics: nn.ModuleList, obs: Tensor, actions: Tensor) -> Tensor:
 
 
 def make_learner(args: Args, obs_dim: int, action_dim: int) -> nn.ModuleDict:
-    """Two critics of (s, a), V, and a policy with one standard deviation per action dimension for all states."""
+    """Two critics of (s, a), V, and a policy: a mean and a log std per action dimension."""
     hidden = args.hidden_dim, args.hidden_dim
     learner = nn.ModuleDict({"q": nn.ModuleList([mlp(obs_dim + action_dim, *hidden, 1) for _ in range(2)])})
     learner["q_target"] = copy.deepcopy(learner["q"]).requires_grad_(False)
     learner["v"] = mlp(obs_dim, *hidden, 1)
-    learner["policy"] = mlp(obs_dim, *hidden, action_dim)
-    learner["policy"].register_parameter("log_std", nn.Parameter(torch.zeros(action_dim)))
+    learner["policy"] = mlp(obs_dim, *hidden, action_dim * (2 if args.policy_std == "state" else 1))
+    if args.policy_std == "shared":
+        learner["policy"].register_parameter("log_std", nn.Parameter(torch.zeros(action_dim)))
     return learner
 
 
@@ -307,14 +309,21 @@ def learner_loss(args: Args, learner: nn.ModuleDict, data: dict[str, Tensor], in
     losses = {
         "losses/v": expectile_loss(target_q - value, args.expectile),
         "losses/q": td_loss(q, data["rewards"][index], data["terminals"][index], next_value, args.discount),
-        "losses/policy": imitation_loss(policy(args, learner, obs), learner["policy"].log_std, action, weight),
+        "losses/policy": imitation_loss(*gaussian(args, learner, obs), action, weight),
     }
     return sum(losses.values()), losses | {"charts/q": q.mean(), "charts/weight": weight.mean()}
 
 
+def gaussian(args: Args, learner: nn.ModuleDict, obs: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and log std of the policy: (B, obs_dim) -> (B, action_dim), (B, action_dim) or (action_dim,)"""
+    output = learner["policy"](obs)
+    mean, log_std = (output, learner["policy"].log_std) if args.policy_std == "shared" else output.chunk(2, dim=-1)
+    return mean.tanh(), log_std
+
+
 def policy(args: Args, learner: nn.ModuleDict, obs: Tensor) -> Tensor:
     """The policy's mean action: (B, obs_dim) -> (B, action_dim)"""
-    return learner["policy"](obs).tanh()
+    return gaussian(args, learner, obs)[0]
 
 
 # --- main ---

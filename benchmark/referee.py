@@ -29,8 +29,9 @@ sys.path.insert(0, str(ROOT))
 import d4rl  # noqa: E402
 
 TWINS = {"bc": "baselines/bc", "iql": "baselines/iql", "cql": "baselines/cql", "discrete_cql": "saq_cql"}
-RULES = {  # the only loss, backup and acting of d3rlpy's
+RULES = {  # where d3rlpy has one form only
     "bc": ["--loss", "squared"],
+    "iql": ["--policy-std", "shared"],
     "discrete_cql": ["--backup", "argmax", "--acting", "greedy"],
 }
 PLACES = set("dataset_path device threads eval_every runs_dir resume evaluate vqvae track capture_video script".split())

@@ -217,15 +217,17 @@ def test_continuous_cql_learner_loss(max_backup):
     assert all(p.requires_grad for p in nets["q"].parameters())
 
 
-def test_continuous_iql_learner_loss():
-    changes = {"expectile": 0.8, "temperature": 1 / 60, "discount": 0.9, "target_rate": 0.1}
+@pytest.mark.parametrize("policy_std", ["state", "shared"])
+def test_continuous_iql_learner_loss(policy_std):
+    changes = {"expectile": 0.8, "temperature": 1 / 60, "discount": 0.9, "target_rate": 0.1, "policy_std": policy_std}
     args, nets, rows, loss, metrics = learn(baselines_iql, **changes)
     obs, action = rows["observations"], rows["actions"]
     value, next_value = forward(nets["v"], obs)[:, 0], forward(nets["v"], rows["next_observations"])[:, 0]
     u = critics_of(nets["q_target"], obs, action[:, None]).min(0)[:, 0] - value
     q = critics_of(nets["q"], obs, action[:, None])[..., 0]
     target = rows["rewards"] + 0.9 * (1 - rows["terminals"]) * next_value
-    weight, mean, std = np.minimum(np.exp(60 * u), 100), np.tanh(forward(nets["policy"], obs)), np.exp(0.4)
+    weight, output = np.minimum(np.exp(60 * u), 100), forward(nets["policy"], obs)
+    mean, std = np.tanh(output[:, :2]), np.exp(0.4) if policy_std == "shared" else np.exp(output[:, 2:])
     assert (weight == 100).any() and (weight < 100).any()
     terms = {
         "losses/v": np.mean(np.where(u < 0, 0.2, 0.8) * u**2),
@@ -239,8 +241,12 @@ def test_continuous_iql_learner_loss():
     check_gradient(nets["v"], -2 / 4 * (np.where(u < 0, 0.2, 0.8) * u)[:, None])
     check_critics(nets["q"], obs, action[:, None], 2 / 8 * (q - target)[..., None])
     z = (action - mean) / std
-    check_gradient(nets["policy"], -weight[:, None] * z / std * (1 - mean**2) / 4)
-    np.testing.assert_allclose(nets["policy"].log_std.grad, (weight[:, None] * (1 - z**2)).mean(0))
+    mean_gradient, std_gradient = -weight[:, None] * z / std * (1 - mean**2), weight[:, None] * (1 - z**2)
+    if policy_std == "shared":
+        check_gradient(nets["policy"], mean_gradient / 4)
+        np.testing.assert_allclose(nets["policy"].log_std.grad, std_gradient.mean(0))
+    else:
+        check_gradient(nets["policy"], np.hstack([mean_gradient, std_gradient]) / 4)
     assert all(p.grad is None for p in nets["q_target"].parameters())
 
 
@@ -257,7 +263,7 @@ def test_imitation_loss():
 def test_policy_of_iql_has_a_schedule_of_its_own(tmp_path):
     """Its parameters, and no others, are the group whose learning rate falls in any case (tests/test_scripts.py)."""
     optimizer = checkpoint(run("baselines/iql", tmp_path))["stages"]["learner"]["optimizer"]
-    assert [len(group["params"]) for group in optimizer["param_groups"]] == [7, 18]
+    assert [len(group["params"]) for group in optimizer["param_groups"]] == [6, 18]
 
 
 def density_around_tanh(output, x):

@@ -184,8 +184,9 @@ MUTATIONS = {
         ("(target_q - value.detach())", "(target_q - value)", "{}_learner_loss"),
         (".clamp(max=100)", "", "{}_learner_loss"),
         ("target_q - value, args", "value - target_q, args", "{}_learner_loss"),
-        ("imitation_loss(policy(args", "imitation_loss(0 * policy(args", "{}_learner_loss"),
-        ("(obs).tanh()", "(obs)", "continuous_acting"),
+        ('args.policy_std == "shared" else', 'args.policy_std != "shared" else', "{}_learner_loss"),
+        ("mean, log_std = (output, ", "log_std, mean = (output, ", "{}_learner_loss"),
+        ("return mean.tanh(), log_std", "return mean, log_std", "continuous_acting"),
     ],
     "baselines/brac": TD
     + GAUSSIAN
