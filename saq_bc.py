@@ -60,7 +60,6 @@ class Args:
     codebook_form: Literal["ema", "official", "paper"] = "ema"  # how the codebook learns; paper: Eq. 11 to the letter
     revive: bool = True  # move codes that are never chosen onto embeddings of the data
     condition_on_obs: bool = True  # encoder and decoder see the state; off: the paper's Table 3
-    learn_std: bool = True  # the decoder learns a standard deviation; off: squared error, as the official code
 
     # --- learner ---
     steps: int = 30_000  # gradient updates
@@ -82,8 +81,7 @@ SETTINGS = {  # how an env-id begins: its own defaults on the command line
 
 # --- command line ---
 # What a quantizer is made of, ranges of values, and what may differ when a run is resumed or evaluated.
-VQVAE_ARGS = {"vqvae_steps", "vqvae_hidden_dim", "codebook_size", "embedding_dim"}
-VQVAE_ARGS |= {"codebook_form", "revive", "condition_on_obs", "learn_std"}
+VQVAE_ARGS = "vqvae_steps vqvae_hidden_dim codebook_size embedding_dim codebook_form revive condition_on_obs".split()
 LIMITS = dict(seed=(0, 1e9), discount=(0, 1), reward_shift=(-1e9, 1e9), expectile=(0, 1), temperature=(1e-6, 1e9))
 RESUME_ARGS = {"resume", "device", "threads", "track", "capture_video"}
 EVALUATE_ARGS = set("evaluate dataset_path device threads capture_video seed eval_episodes acting temperature".split())
@@ -280,11 +278,12 @@ def quantizer_loss(vqvae: VQVAE, data: dict[str, Tensor], index: Tensor) -> tupl
 @torch.no_grad()
 def measure_quantizer(vqvae: VQVAE, data: dict[str, Tensor]) -> dict[str, float]:
     """Codes used by the whole dataset, their perplexity, and the error of held-out actions (squared, summed)."""
-    codes, rows = vqvae.encode(data["observations"], data["actions"]), data["heldout"]
+    codes, heldout = vqvae.encode(data["observations"], data["actions"]), data["heldout"]
     share = torch.bincount(codes, minlength=len(vqvae.codebook)) / len(codes)  # (K,)
-    error = (vqvae.decode(data["observations"][rows], codes[rows]) - data["actions"][rows]).pow(2).sum(1).mean()
-    row = {"codes_used": (share > 0).sum(), "perplexity": torch.special.entr(share).sum().exp(), "heldout_error": error}
-    return {f"vqvae/{name}": number.item() for name, number in row.items()}
+    error = (vqvae.decode(data["observations"][heldout], codes[heldout]) - data["actions"][heldout]).pow(2).sum(1)
+    numbers = {"codes_used": (share > 0).sum(), "perplexity": torch.special.entr(share).sum().exp()}
+    numbers["heldout_error"] = error.mean()
+    return {f"vqvae/{name}": number.item() for name, number in numbers.items()}
 
 
 # --- stage 2: learner ---
@@ -318,7 +317,7 @@ def main(args: Args) -> float:
     torch.manual_seed(args.seed)  # the initial weights; batches and evaluation have generators of their own
     task = d4rl.playable_task(args.env_id)
     sizes = (task.observation_size, task.action_size, args.codebook_size, args.embedding_dim, args.vqvae_hidden_dim)
-    vqvae = VQVAE(*sizes, args.codebook_form, args.revive, args.condition_on_obs, args.learn_std).to(args.device)
+    vqvae = VQVAE(*sizes, args.codebook_form, args.revive, args.condition_on_obs).to(args.device)
     learner = make_learner(args, task.observation_size).to(args.device)
     if args.evaluate:
         checkpoint = read_checkpoint(args.evaluate, "learner")
@@ -338,7 +337,8 @@ def main(args: Args) -> float:
 
     # Stage 2: the learner sees codes only.
     loss, measure = partial(learner_loss, args, learner, data), partial(evaluate, args, vqvae, learner, data)
-    train(args, run, "learner", args.steps, learner, torch.arange(len(data["codes"])).to(args.device), loss, measure)
+    rows = torch.arange(len(data["codes"]), device=args.device)
+    train(args, run, "learner", args.steps, learner, rows, loss, measure)
 
     scores = [row["eval/score"] for row in run["history"] if row["stage"] == "learner"]
     result = {"score": scores[-1], "best_score": max(scores), "returns": run["returns"], "episodes": args.eval_episodes}

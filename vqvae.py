@@ -28,8 +28,6 @@ class VQVAE(nn.Module):
             running mean of the embeddings assigned to it (van den Oord et al. 2017, Appendix A.1).
         revive: move a code that is (almost) never chosen onto an embedding of the batch.
         condition_on_obs: False hides the state from encoder and decoder (the paper's Table 3).
-        learn_std: the decoder's Gaussian has a standard deviation per state, code and action dimension. False is the
-            authors' code: squared error.
     """
 
     def __init__(
@@ -42,13 +40,12 @@ class VQVAE(nn.Module):
         form: str = "ema",
         revive: bool = True,
         condition_on_obs: bool = True,
-        learn_std: bool = True,
     ):
         super().__init__()
-        self.form, self.revive, self.condition_on_obs, self.learn_std = form, revive, condition_on_obs, learn_std
+        self.form, self.revive, self.condition_on_obs = form, revive, condition_on_obs
         state_dim = obs_dim if condition_on_obs else 0
         self.encoder = mlp(state_dim + action_dim, hidden_dim, hidden_dim, embedding_dim)
-        self.decoder = mlp(state_dim + embedding_dim, hidden_dim, hidden_dim, action_dim * (2 if learn_std else 1))
+        self.decoder = mlp(state_dim + embedding_dim, hidden_dim, hidden_dim, action_dim)
         bound = (3 / codebook_size) ** 0.5  # the authors' start
         codebook = torch.empty(codebook_size, embedding_dim).uniform_(-bound, bound)
         self.codebook = nn.Parameter(codebook, requires_grad=form != "ema")  # (K, D)
@@ -71,8 +68,7 @@ class VQVAE(nn.Module):
 
     def decode(self, obs: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
         """The action that each code stands for in its state: (B, obs_dim), (B,) -> (B, action_dim)."""
-        output = self.decoder(self._join(obs, self.codebook[code]))
-        return output.chunk(2, dim=-1)[0] if self.learn_std else output
+        return self.decoder(self._join(obs, self.codebook[code]))
 
     def loss(self, obs: torch.Tensor, action: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Eq. 11 on a batch: (B, obs_dim), (B, action_dim) -> (scalar, its terms by name).
@@ -84,14 +80,8 @@ class VQVAE(nn.Module):
         quantized = self.codebook[code]  # (B, D)
         # Straight-through: the decoder sees e_k, the encoder receives e_k's gradient.
         straight_through = embedding + (quantized - embedding).detach()
-        # -log p(a | s, e_k) of a Gaussian decoder, up to a constant; with a fixed variance, squared error.
-        output = self.decoder(self._join(obs, straight_through))
-        if self.learn_std:
-            mean, log_std = output.chunk(2, dim=-1)
-            log_std = log_std.clamp(-5, 2)
-            reconstruction = (0.5 * ((mean - action) / log_std.exp()).pow(2) + log_std).sum(1).mean()
-        else:
-            reconstruction = (output - action).pow(2).sum(1).mean()
+        # -log p(a | s, e_k) of a Gaussian decoder: squared error, summed over action dimensions.
+        reconstruction = (self.decoder(self._join(obs, straight_through)) - action).pow(2).sum(1).mean()
         codebook = (embedding.detach() - quantized).pow(2).sum(1).mean()
         commitment = (embedding - quantized.detach()).pow(2).sum(1).mean()
         if self.form != "paper":

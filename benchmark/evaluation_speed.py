@@ -32,7 +32,7 @@ def load(folder: str) -> tuple[str, evaluation.Act]:
     checkpoint = saq_bc.read_checkpoint(folder, "learner")
     task = d4rl.task(run.env_id)
     sizes = (task.observation_size, task.action_size, run.codebook_size, run.embedding_dim, run.vqvae_hidden_dim)
-    vqvae = saq_bc.VQVAE(*sizes, run.codebook_form, run.revive, run.condition_on_obs, run.learn_std)
+    vqvae = saq_bc.VQVAE(*sizes, run.codebook_form, run.revive, run.condition_on_obs)
     learner = saq_bc.make_learner(run, task.observation_size)
     vqvae.load_state_dict(checkpoint["stages"]["quantizer"]["model"])
     learner.load_state_dict(checkpoint["stages"]["learner"]["model"])

@@ -59,9 +59,7 @@ def run(options: Args, dataset: str, form: str, seed: int) -> dict:
     torch.manual_seed(seed)
     data = saq_bc.load_data(args)
     obs_dim, action_dim = data["observations"].shape[1], data["actions"].shape[1]
-    vqvae = VQVAE(
-        obs_dim, action_dim, options.codebook_size, options.embedding_dim, 256, codebook_form, revive, learn_std=False
-    )
+    vqvae = VQVAE(obs_dim, action_dim, options.codebook_size, options.embedding_dim, 256, codebook_form, revive)
     if kmeans:
         index = data["train"][:10_000]
         with torch.no_grad():

@@ -176,9 +176,7 @@ def make(
         quantizer = FSQ(obs_dim, action_dim, LEVELS[size], width)
     else:
         width = width // 4 if form == "VQ-VAE, small" else width
-        quantizer = VQVAE(
-            obs_dim, action_dim, size, 16, width, condition_on_obs=form != "VQ-VAE, no state", learn_std=False
-        )
+        quantizer = VQVAE(obs_dim, action_dim, size, 16, width, condition_on_obs=form != "VQ-VAE, no state")
     return quantizer, partial(saq_bc.quantizer_loss, quantizer, data), size
 
 

@@ -147,9 +147,7 @@ def run(learner: str, flags: list[str], finished: list[dict]) -> dict | None:
         if not args.vqvae:
             stop("discrete_cql learns on codes; give --vqvae RUN, the folder of a run that has a quantizer.")
         sizes = (task.observation_size, task.action_size, args.codebook_size, args.embedding_dim, args.vqvae_hidden_dim)
-        vqvae = twin.VQVAE(*sizes, args.codebook_form, args.revive, args.condition_on_obs, args.learn_std).to(
-            args.device
-        )
+        vqvae = twin.VQVAE(*sizes, args.codebook_form, args.revive, args.condition_on_obs).to(args.device)
         checkpoint = twin.read_checkpoint(args.vqvae, "quantizer")
         vqvae.load_state_dict(checkpoint["stages"]["quantizer"]["model"])
         size = args.codebook_size

@@ -38,7 +38,7 @@ def train_quantizer() -> tuple[VQVAE, dict]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     data = saq_bc.load_data(args)
-    vqvae = VQVAE(4, 2, codebook_size=K, embedding_dim=16, learn_std=False)
+    vqvae = VQVAE(4, 2, codebook_size=K, embedding_dim=16)
     optimizer = torch.optim.Adam([p for p in vqvae.parameters() if p.requires_grad], lr=args.lr)
     generator = torch.Generator().manual_seed(0)
     for _ in range(UPDATES):

@@ -180,7 +180,7 @@ def test_closed_form_policy_without_a_binding_constraint():
 # --- the quantizer's loss ---
 def handmade_quantizer(form: str, revive: bool = False):
     """Linear maps in place of the networks; the embeddings of `BATCH` are [2, 1] and [0.5, 0]."""
-    quantizer = vqvae.VQVAE(1, 2, codebook_size=3, embedding_dim=2, form=form, revive=revive, learn_std=False)
+    quantizer = vqvae.VQVAE(1, 2, codebook_size=3, embedding_dim=2, form=form, revive=revive)
     quantizer.encoder, quantizer.decoder = torch.nn.Linear(3, 2, bias=False), torch.nn.Linear(3, 2)
     with torch.no_grad():
         quantizer.encoder.weight.copy_(torch.tensor([[1.0, 1, 0], [0, 0, 2]]))

@@ -267,10 +267,6 @@ MUTATIONS = {
         ('self.form != "paper":', 'self.form == "official":', "quantizer_loss"),
         ('self.form != "paper":', 'self.form == "paper":', "paper_sums_where_the_official_code_averages"),
         ("- action).pow(2).sum(1)", "- action).pow(2).mean(1)", "quantizer_loss"),
-        ("- action) / log_std.exp()", "- action) * log_std.exp()", "likelihood_of_the_decoder"),
-        (".pow(2) + log_std)", ".pow(2) - log_std)", "likelihood_of_the_decoder"),
-        ("log_std = log_std.clamp(-5, 2)", "log_std = log_std.clamp(-9, 9)", "likelihood_of_the_decoder"),
-        ("return output.chunk(2, dim=-1)[0]", "return output.chunk(2, dim=-1)[1]", "decode"),
         ("if self.training:", "if True:", "eval_mode_moves_nothing"),
         (
             "usage.lerp_(chosen.mean(0), 1 - decay)",
