@@ -63,7 +63,7 @@ class Args:
     # --- IQL ---
     expectile: float = 0.7  # of the value function
     temperature: float = 3.0  # lambda: small follows the advantage, large the behaviour policy
-    policy_std: Literal["state", "shared"] = "state"  # its std: per state, or one for all (the original)
+    policy_std: Literal["state", "shared"] = "state"  # the policy's std: per state, or shared by all (the original)
 
 
 # --- settings per domain ---
