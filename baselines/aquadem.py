@@ -113,8 +113,8 @@ def parse_args(argv: list[str] | None = None) -> Args:
     for flag in ("--resume", "--evaluate"):
         early.add_argument(flag, default="")
     given = early.parse_known_args(argv)[0]
-    defaults = next((values for prefix, values in SETTINGS.items() if given.env_id.startswith(prefix)), {})
-    defaults, fixed = {"env_id": given.env_id} | defaults, {}
+    settings = next((values for prefix, values in SETTINGS.items() if given.env_id.startswith(prefix)), {})
+    defaults, fixed = {"env_id": given.env_id, **settings}, {}  # what the flags start from, and what must stay so
     if folder := given.resume or given.evaluate:
         defaults = read_args(folder)
         script = defaults.pop("script", "another program")
