@@ -65,6 +65,7 @@ class Args:
     conservatism: float = 10.0  # alpha: weight of the conservative penalty
     num_actions: int = 10  # actions drawn for the penalty from each of: uniform, policy, policy at the next state
     max_backup: bool = False  # the target takes the best of num_actions next actions instead of one
+    fixed_temperature: float = 0.0  # weight of the policy's entropy; 0: learned, for an entropy of -action_dim
 
 
 # --- settings per domain ---
@@ -297,7 +298,8 @@ def make_learner(args: Args, obs_dim: int, action_dim: int) -> nn.ModuleDict:
     learner = nn.ModuleDict({"q": nn.ModuleList([mlp(obs_dim + action_dim, *hidden, 1) for _ in range(2)])})
     learner["q_target"] = copy.deepcopy(learner["q"]).requires_grad_(False)
     learner["policy"] = mlp(obs_dim, *hidden, 2 * action_dim)
-    learner.register_parameter("log_temperature", nn.Parameter(torch.zeros(())))
+    temperature, learned = torch.tensor(args.fixed_temperature or 1.0), args.fixed_temperature == 0
+    learner.register_parameter("log_temperature", nn.Parameter(temperature.log(), requires_grad=learned))
     learner.register_buffer("updates", torch.zeros((), dtype=torch.int64))
     return learner
 

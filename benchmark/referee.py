@@ -69,8 +69,8 @@ def settings(learner: str, args) -> dict:
     if learner == "iql":
         return shared | dict(expectile=args.expectile, weight_temp=1 / args.temperature, max_weight=100.0)
     return shared | dict(
-        temp_learning_rate=args.lr,
-        initial_temperature=1.0,
+        temp_learning_rate=0.0 if args.fixed_temperature else args.lr,
+        initial_temperature=args.fixed_temperature or 1.0,
         conservative_weight=2 * args.conservatism,  # its TD loss lacks the factor 1/2
         alpha_learning_rate=0.0,  # a fixed weight
         initial_alpha=1.0,

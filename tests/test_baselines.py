@@ -217,6 +217,14 @@ def test_continuous_cql_learner_loss(max_backup):
     assert all(p.requires_grad for p in nets["q"].parameters())
 
 
+def test_continuous_cql_fixed_temperature():
+    """Given, it stays; 0 is SAC's: it starts at 1 and learns."""
+    args = [baselines_cql.Args(hidden_dim=4, fixed_temperature=weight) for weight in (2.5, 0.0)]
+    given, learned = (baselines_cql.make_learner(x, 3, 2) for x in args)
+    assert given.log_temperature.item() == pytest.approx(np.log(2.5)) and not given.log_temperature.requires_grad
+    assert learned.log_temperature.item() == 0 and learned.log_temperature.requires_grad
+
+
 @pytest.mark.parametrize("policy_std", ["state", "shared"])
 def test_continuous_iql_learner_loss(policy_std):
     changes = {"expectile": 0.8, "temperature": 1 / 60, "discount": 0.9, "target_rate": 0.1, "policy_std": policy_std}

@@ -76,6 +76,12 @@ def test_cql_weight_is_doubled_for_the_td_loss_without_one_half():
     assert (mapped["conservative_weight"], mapped["n_action_samples"], mapped["max_q_backup"]) == (10.0, 4, True)
 
 
+def test_cql_temperature_is_learned_unless_given():
+    for weight, start, rate in (("0", 1.0, 0.0003), ("2.5", 2.5, 0.0)):
+        mapped = referee.settings("cql", arguments("cql", "--fixed-temperature", weight, "--lr", "0.0003"))
+        assert (mapped["initial_temperature"], mapped["temp_learning_rate"]) == (start, rate)
+
+
 def test_discrete_cql_weight_is_ours_and_d3rlpy_never_copies_the_target():
     args = arguments("discrete_cql", "--conservatism", "5", "--steps", "70")
     mapped = referee.settings("discrete_cql", args)
