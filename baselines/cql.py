@@ -333,7 +333,8 @@ def learner_loss(args: Args, learner: nn.ModuleDict, data: dict[str, Tensor], in
     temperature_loss = learner.log_temperature * (entropy.detach() + action.shape[1]).mean()  # entropy's target is -A
     loss = 0.5 * q_loss + args.conservatism * penalty + policy_loss + temperature_loss  # CQL Eq. 1: half the error
     metrics = {"losses/q": q_loss, "losses/penalty": penalty, "losses/policy": policy_loss, "charts/q": data_q.mean()}
-    return loss, metrics | {"charts/temperature": temperature, "charts/entropy": entropy.mean()}
+    metrics |= {"charts/q_policy": policy_q.mean(), "charts/entropy": entropy.mean(), "charts/temperature": temperature}
+    return loss, metrics
 
 
 def policy(args: Args, learner: nn.ModuleDict, obs: Tensor) -> Tensor:

@@ -202,8 +202,9 @@ def test_continuous_cql_learner_loss(max_backup):
         "losses/penalty": penalty,
         "losses/policy": policy_loss(0),
         "charts/q": q[..., 0].mean(),
-        "charts/temperature": temperature,
+        "charts/q_policy": critics_of(nets["q"], obs, np.tanh(x[:, :1])).min(0).mean(),
         "charts/entropy": -log_pi[:, 0].mean(),
+        "charts/temperature": temperature,
     }
     assert {name: metrics[name].item() for name in metrics} == pytest.approx(terms)
     temperature_loss = 0.4 * (-log_pi[:, 0].mean() + 2)  # the entropy's target is -2
