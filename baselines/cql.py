@@ -38,7 +38,7 @@ SCRIPT = Path(__file__).stem
 class Args:
     # --- experiment ---
     env_id: str = "maze2d-large-demos-v0"  # task; the d4rl package holds its environment and finds its dataset
-    dataset_path: str = ""  # train on this HDF5 file (D4RL's format) instead of the task's own
+    dataset_path: str = ""  # train on this HDF5 file (D4RL's or robomimic's format) instead of the task's own
     seed: int = 0  # of weights, batches and evaluation episodes
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
     threads: int = 1  # CPU threads; more are faster only while no other process wants a core
@@ -119,7 +119,7 @@ def parse_args(argv: list[str] | None = None) -> Args:
         if getattr(args, name) != value:
             stop(f"--{name.replace('_', '-')} is {value} in {folder} and has to stay so; leave the flag out.")
     for name, value in asdict(args).items():
-        low, high = LIMITS.get(name, (1 if isinstance(value, int) else 0, 1e9))
+        low, high = LIMITS.get(name, (1 if isinstance(value, int) else 0, 1e9))  # counts from 1, weights from 0
         if type(value) in (int, float) and not low <= value <= high:
             stop(f"--{name.replace('_', '-')} is {value}; it has to be at least {low} and at most {high}.")
     if args.device == "cuda" and not torch.cuda.is_available():
