@@ -314,6 +314,7 @@ def policy(args: Args, learner: nn.ModuleDict, obs: Tensor) -> Tensor:
 def main(args: Args) -> float:
     """Train both stages, or what is left of them, or only play; return the final normalized score."""
     torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)  # count numbers below 1e-38 as 0: some processors take far longer for them
     torch.manual_seed(args.seed)  # the initial weights; batches and evaluation have generators of their own
     task = d4rl.playable_task(args.env_id)
     sizes = (task.observation_size, task.action_size, args.codebook_size, args.embedding_dim, args.vqvae_hidden_dim)
@@ -337,8 +338,7 @@ def main(args: Args) -> float:
 
     # Stage 2: the learner sees codes only.
     loss, measure = partial(learner_loss, args, learner, data), partial(evaluate, args, vqvae, learner, data)
-    rows = torch.arange(len(data["codes"]), device=args.device)
-    train(args, run, "learner", args.steps, learner, rows, loss, measure)
+    train(args, run, "learner", args.steps, learner, torch.arange(len(data["codes"])).to(args.device), loss, measure)
 
     scores = [row["eval/score"] for row in run["history"] if row["stage"] == "learner"]
     result = {"score": scores[-1], "best_score": max(scores), "returns": run["returns"], "episodes": args.eval_episodes}

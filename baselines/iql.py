@@ -330,6 +330,7 @@ def policy(args: Args, learner: nn.ModuleDict, obs: Tensor) -> Tensor:
 def main(args: Args) -> float:
     """Train, or what is left of it, or only play; return the final normalized score."""
     torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)  # count numbers below 1e-38 as 0: some processors take far longer for them
     torch.manual_seed(args.seed)  # the initial weights; batches have a generator of their own
     task = d4rl.playable_task(args.env_id)
     learner = make_learner(args, task.observation_size, task.action_size).to(args.device)

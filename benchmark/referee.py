@@ -141,6 +141,7 @@ def run(learner: str, flags: list[str], finished: list[dict]) -> dict | None:
     if any(line | name == line for line in finished):
         return None
     torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)  # as in the scripts
     task = d4rl.playable_task(args.env_id)
     size, vqvae = task.action_size, None
     if learner == "discrete_cql":

@@ -175,6 +175,15 @@ def test_equal_arguments_give_equal_runs(script, finished, tmp_path):
 
 
 @pytest.mark.parametrize("script", PATHS)
+def test_denormal_numbers_count_as_zero(script, finished, tmp_path):
+    """They halve the speed of continuous CQL on an Intel Xeon: the weights of its log-sum-exp are full of them."""
+    torch.set_flush_denormal(False)
+    assert torch.tensor(1e-30) * 1e-10 > 0
+    run(script, tmp_path, *finished(script)[1])
+    assert torch.tensor(1e-30) * 1e-10 == 0
+
+
+@pytest.mark.parametrize("script", PATHS)
 def test_evaluation_does_not_disturb_training(script, finished, tmp_path):
     folder, flags = finished(script)
     other = run(script, tmp_path, *flags, "--eval-episodes", 1, "--eval-every", 7)
