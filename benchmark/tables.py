@@ -40,7 +40,10 @@ PAIRS = TWINS + [(f"SAQ-{name}", f"Aquadem-{name}") for name in LEARNERS[:3]]
 METHODS = [kind + name for name in LEARNERS for kind in ("", "Aquadem-", "SAQ-") if kind + name != "Aquadem-BRAC"]
 SCORES = {"final": "score", "best": "best_score"}  # our word: the key in a line
 WHICH = {*"seed script env_id dataset_path runs_dir vqvae resume evaluate device threads track capture_video".split()}
-MACHINE = "two cores of an AMD EPYC (Zen 4), no GPU, one thread per run, other runs on both cores at the same time"
+MACHINE = (
+    "two cores of an AMD EPYC (Zen 4), or of an Intel Xeon with AMX where the line in results/ says so, "
+    "no GPU, one thread per run, other runs on both cores at the same time"
+)
 
 
 class ResultsError(Exception):
