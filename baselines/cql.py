@@ -69,7 +69,7 @@ class Args:
 
 
 # --- settings per domain ---
-SETTINGS = {  # how an env-id begins: its own defaults on the command line
+SETTINGS = {  # how an env-id begins: its own defaults on the command line; a later line wins
     "maze2d-large-demos": dict(steps=4000, eval_every=2000),
     ("hopper", "halfcheetah", "walker2d", "pen", "door", "hammer", "relocate"): dict(reward_scale=0.0),
     "antmaze": dict(reward_shift=-0.5, reward_scale=4.0, max_backup=True, eval_episodes=100),
@@ -105,12 +105,11 @@ def parse_args(argv: list[str] | None = None) -> Args:
     for flag in ("--resume", "--evaluate"):
         early.add_argument(flag, default="")
     given = early.parse_known_args(argv)[0]
-    settings = next((values for prefix, values in SETTINGS.items() if given.env_id.startswith(prefix)), {})
+    settings = {k: v for start, own in SETTINGS.items() if given.env_id.startswith(start) for k, v in own.items()}
     defaults, fixed = {"env_id": given.env_id, **settings}, {}  # what the flags start from, and what must stay so
     if folder := given.resume or given.evaluate:
         defaults = read_args(folder)
-        script = defaults.pop("script", "another program")
-        if script != SCRIPT or defaults.keys() != asdict(Args()).keys():
+        if (script := defaults.pop("script", "another program")) != SCRIPT or defaults.keys() != asdict(Args()).keys():
             stop(f"{folder} is a run of {script}.py, or of another version of it; use that one.")
         free = RESUME_ARGS if given.resume else EVALUATE_ARGS
         fixed = {name: value for name, value in defaults.items() if name not in free}

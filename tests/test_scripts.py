@@ -219,7 +219,7 @@ def test_borrowed_quantizer_brings_its_shape(finished, tmp_path):
 def another(value):
     """A value that a setting does not have."""
     if isinstance(value, str | bool):
-        return {"mean": "greedy", True: False}[value]
+        return {"mean": "greedy", "greedy": "mean", True: False}[value]
     return value / 2 if value % 1 else value + 1
 
 
@@ -249,6 +249,13 @@ def test_settings_per_domain(script, monkeypatch, capsys):
                 flag = f"--{flag}, --no-{flag} " if value is True else f"--{flag} "
                 text = shown.split(flag)[1].split("(default:")[1]
                 assert text.split(")")[0].strip() == str(value)
+
+
+@pytest.mark.parametrize("script", ["saq_bc", "saq_cql", "saq_iql", "baselines/aquadem"])
+def test_a_task_may_have_settings_in_two_lines(script):
+    args = SCRIPTS[script].parse_args(["--env-id", "hopper-medium-replay-v2"])
+    assert args.acting == "greedy" and args.lr == 1e-3 and args.anneal_lr
+    assert SCRIPTS[script].parse_args(["--env-id", "hopper-medium-v2"]).acting == "mean"
 
 
 @pytest.mark.parametrize("script", PATHS)
