@@ -120,7 +120,7 @@ def parse_args(argv: list[str] | None = None) -> Args:
     for flag in ("--resume", "--evaluate", "--vqvae"):
         early.add_argument(flag, default="")
     given = early.parse_known_args(argv)[0]
-    settings = {k: v for start, own in SETTINGS.items() if given.env_id.startswith(start) for k, v in own.items()}
+    settings = {k: v for begin, values in SETTINGS.items() if given.env_id.startswith(begin) for k, v in values.items()}
     defaults, fixed = {"env_id": given.env_id, **settings}, {}  # what the flags start from, and what must stay so
     if folder := given.resume or given.evaluate:
         defaults = read_args(folder)
