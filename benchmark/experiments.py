@@ -133,7 +133,7 @@ def standins(seeds: list[int]) -> Iterator[Run]:
         flags = ()
         if env_id in STANDINS:
             flags = ("--eval-every", "30000" if "robomimic" in env_id else "10000")
-        if env_id == "door-human-v0":  # 6,729 transitions
+        if env_id == "door-human-v0":  # 6,704 transitions
             flags += ("--steps", "10000")
         yield from saq(SAQ_RL, env_id, seed, flags, flags)
         yield from (Run(twin, env_id, seed, flags) for twin in TWINS if twin != "baselines/cql")
@@ -142,6 +142,7 @@ def standins(seeds: list[int]) -> Iterator[Run]:
         if env_id in ("hopper-medium-expert-v2", "door-human-v0"):
             if env_id.startswith("hopper"):  # SAQ-IQL's temperature there
                 flags += ("--temperature", "10")
+            flags += ("--quantizer-steps", "20000")
             yield from (replace(run, flags=run.flags + flags) for run in aquadem([env_id], [seed]))
 
 

@@ -10,6 +10,7 @@ import pytest
 from common import ROOT, SCRIPTS, load
 
 experiments = load(ROOT / "benchmark" / "experiments.py", "experiments")
+tables = load(ROOT / "benchmark" / "tables.py", "tables")
 TINY = "--steps 40 --vqvae-steps 20 --eval-every 10 --eval-episodes 1 --batch-size 16 --hidden-dim 16"
 
 
@@ -84,6 +85,22 @@ def test_a_killed_run_goes_on_in_its_folder(tmp_path):
     output = play(tmp_path, "--flags", slow).communicate(timeout=300)[0]
     assert "finished" in output and len(list(tmp_path.glob("*/*/args.json"))) == 1
     assert found[0].read_text().startswith(before[: before.index("\n")])
+
+
+@pytest.mark.parametrize("name", tables.SETS.values())
+def test_committed_results_have_the_settings_of_the_printed_commands(name):
+    parsed = {}
+    for line in map(json.loads, (ROOT / "results" / f"{name}.jsonl").read_text().splitlines()):
+        learner = ("--learner", line["args"].get("learner", ""))
+        script = line["script"] if line["script"].startswith("saq") else f"baselines/{line['script']}"
+        if (script, learner) not in parsed:
+            runs = experiments.experiment("standins", [0])
+            runs = [run for run in runs if (run.script, run.env_id) == (script, line["env_id"])]
+            (run,) = [run for run in runs if script != "baselines/aquadem" or run.flags[:2] == learner]
+            command = ["--env-id", run.env_id, *run.flags]
+            parsed[script, learner] = vars(SCRIPTS[script].parse_args(command))
+        differ = {key for key, value in line["args"].items() if parsed[script, learner].get(key) != value}
+        assert differ <= {"device", "threads"}, (script, line["seed"], differ)
 
 
 def test_a_failure_is_reported(tmp_path):
