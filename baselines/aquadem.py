@@ -109,7 +109,7 @@ def read_args(folder: str) -> dict:
 
 def parse_args(argv: list[str] | None = None) -> Args:
     """The command line. Its defaults are those of the task's domain, or of the run that it names; a flag wins."""
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # flags that decide the defaults
     early.add_argument("--env-id", "--env_id", default=Args.env_id)
     for flag in ("--resume", "--evaluate"):
         early.add_argument(flag, default="")
