@@ -211,7 +211,7 @@ def run_on_ray(runs: list[Run], out: Path, data: dict[str, str], gpus: float) ->
     try:
         import ray
     except ImportError:
-        sys.exit("error: --engine ray needs Ray: pip install ray")
+        stop("--engine ray needs Ray: pip install ray")
     ray.init(ignore_reinit_error=True, log_to_driver=False)
     remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(lambda run, *after: (run, execute(run, out, data)))
     submitted = {}
@@ -225,6 +225,12 @@ def run_on_ray(runs: list[Run], out: Path, data: dict[str, str], gpus: float) ->
 
 
 # --- command line ---
+def stop(problem: str):
+    """Bad input: one sentence that says what is wrong and what to do, exit code 2."""
+    print(f"error: {problem}", file=sys.stderr)
+    raise SystemExit(2)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -243,11 +249,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     out = args.out.resolve()
-    standins = os.environ.get("SAQ_STANDIN_DIR", "")
-    if args.experiment == "standins" and not standins:
-        sys.exit("error: set SAQ_STANDIN_DIR to the folder of the stand-in datasets (docs/data.md).")
-    data = {task: str(Path(standins, path).resolve()) for task, path in STANDINS.items()} if standins else {}
-    data = data if args.experiment == "standins" else {}
+    data = STANDINS if args.experiment == "standins" else {}
+    data = {task: str(Path(os.environ.get("SAQ_STANDIN_DIR", ""), path).resolve()) for task, path in data.items()}
     extra = tuple(shlex.split(args.flags))
 
     def extended(run: Run) -> Run:
@@ -260,7 +263,9 @@ def main(argv: list[str] | None = None) -> int:
     chosen = [run for run in runs if args.only in run.name]
     runs = list(dict.fromkeys([run.quantizer for run in chosen if run.quantizer] + chosen))
     if not runs:
-        sys.exit(f"error: no run of {args.experiment} has {args.only!r} in its name; see --print.")
+        stop(f"no run of {args.experiment} has {args.only!r} in its name; see --print.")
+    if any(run.env_id in data for run in runs) and "SAQ_STANDIN_DIR" not in os.environ:
+        stop("set SAQ_STANDIN_DIR to the folder of the stand-in datasets (docs/data.md).")
     if args.print:
         for run in runs:  # the shell is to find the quantizer's folder by its pattern
             words = ["python", *run.command(args.out, data)[1:]]

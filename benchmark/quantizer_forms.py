@@ -117,7 +117,8 @@ def table(rows: list[dict]):
 if __name__ == "__main__":
     options = tyro.cli(Args)
     if "SAQ_STANDIN_DIR" not in os.environ and not options.table:
-        sys.exit("Set SAQ_STANDIN_DIR to the folder that holds the datasets, DATASETS names them.")
+        print("error: set SAQ_STANDIN_DIR to the folder of the stand-in datasets (docs/data.md).", file=sys.stderr)
+        sys.exit(2)
     out = Path(options.out)
     rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
     done = {(row["dataset"], row["form"], row["seed"]) for row in rows}
