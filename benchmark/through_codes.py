@@ -113,7 +113,8 @@ def main(argv: list[str] | None = None):
         dataset = args.dataset_path or None
         returns = d4rl.evaluate(args.env_id, act, options.eval_episodes, args.seed, h5path=dataset)
         line = {"env_id": args.env_id, "script": name, "seed": args.seed, "played": played}
-        line |= {"codebook_size": quantizer_args.codebook_size, "quantizer_seed": quantizer_args.seed}
+        line |= {name: getattr(quantizer_args, name) for name in ("codebook_size", "vqvae_steps")}
+        line |= {"quantizer_seed": quantizer_args.seed}
         line |= {"episodes": options.eval_episodes, "error": float(np.mean(errors)), "returns": returns}
         line["score"] = float(100 * d4rl.get_normalized_score(args.env_id, np.mean(returns)))
         print(f"{played:7}  score {line['score']:.1f}, squared distance from the policy's action {line['error']:.4f}")
