@@ -4,7 +4,7 @@
 
 Two finished runs on one task: of baselines/bc.py, cql.py, iql.py or brac.py, and of saq_bc.py, whose quantizer decodes
 the K actions of each state. The policy's action is replaced by the nearest of these, and by the nearest weighted mean
-of them, since "--acting mean" reaches no other. The score that is lost on the way no learner has lost.
+of them, since "--acting mean" reaches no other. So what the codes keep of it is seen without any learner of codes.
 """
 
 import argparse
