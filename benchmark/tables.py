@@ -486,7 +486,7 @@ def plot_differences(runs: dict, numbers: dict) -> plt.Figure:
             axis.plot(found["difference"], y, "D" if set_name == "all sets" else "o", color="#0072b2", ms=5, zorder=3)
     for axis in axes.flat[len(pairs) :]:
         axis.axis("off")
-    room = 0.8 * max(np.ptp(seen), 5)
+    room = 0.2 * max(np.ptp(seen), 5)
     axes[0, 0].set_xlim(min(seen) - room, max(seen) + room)
     looks = [dict(marker="o", color="#0072b2", ls="", label="mean"), seed]
     add_legend(figure, looks + [*lines.values(), minus_two])
