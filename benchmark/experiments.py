@@ -305,4 +305,7 @@ def record(run: Run, out: Path) -> dict:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except BrokenPipeError:  # the reader of --print, such as head, has seen enough
+        os._exit(0)

@@ -103,6 +103,12 @@ def test_committed_results_have_the_settings_of_the_printed_commands(name):
         assert differ <= {"device", "threads"}, (script, line["seed"], differ)
 
 
+def test_the_reader_of_the_commands_may_stop_early():
+    command = f"{sys.executable} {ROOT / 'benchmark' / 'experiments.py'} table5 --seeds 0 1 2 3 4 5 6 7 8 9 --print"
+    process = subprocess.run(f"{command} | head -1", shell=True, capture_output=True, text=True, timeout=60)
+    assert len(process.stdout.splitlines()) == 1 and process.stderr == ""
+
+
 def test_a_failure_is_reported(tmp_path):
     process = play(tmp_path, "--flags", "--batch-size 0")
     assert "failed: exit code 2, see" in process.communicate(timeout=60)[0] and process.returncode == 1
