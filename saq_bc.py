@@ -158,7 +158,7 @@ def load_data(args: Args) -> dict[str, Tensor]:
 def act(args: Args, vqvae: VQVAE, learner: nn.ModuleDict, data: dict, obs: np.ndarray, uniform: np.ndarray):
     """Actions by `args.acting`: (B, obs_dim) -> (B, action_dim). `uniform` (B,) from [0, 1) draws the codes."""
     obs = (torch.as_tensor(obs, dtype=torch.float32, device=args.device) - data["obs_mean"]) / data["obs_std"]
-    probs = policy(args, learner, obs).exp()  # (B, K)
+    probs = policy(args, learner, obs).exp()  # (B, K): pi(k|s), which stage 2 below defines
     if args.acting == "mean":  # sum_k pi(k|s) d(s, e_k); the paper always acts with one code
         every_code = torch.arange(probs.shape[1], device=obs.device).repeat(len(obs))
         actions = vqvae.decode(obs.repeat_interleave(probs.shape[1], 0), every_code)  # (B * K, action_dim)

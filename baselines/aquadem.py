@@ -164,7 +164,7 @@ def load_data(args: Args) -> dict[str, Tensor]:
 def act(args: Args, quantizer: nn.Module, learner: nn.ModuleDict, data: dict, obs: np.ndarray, uniform: np.ndarray):
     """Actions by `args.acting`: (B, obs_dim) -> (B, action_dim). `uniform` (B,) from [0, 1) draws the codes."""
     obs = (torch.as_tensor(obs, dtype=torch.float32, device=args.device) - data["obs_mean"]) / data["obs_std"]
-    probs, candidates = policy(args, learner, obs).exp(), quantizer(obs)  # (B, K), (B, K, action_dim)
+    probs, candidates = policy(args, learner, obs).exp(), quantizer(obs)  # (B, K) by stage 2, (B, K, action_dim)
     code = probs.argmax(1)
     if args.acting == "sample":  # the first code up to which the probabilities sum to more than the random number
         code = (probs.cumsum(1) <= probs.new_tensor(uniform)[:, None]).sum(1).clamp(max=probs.shape[1] - 1)

@@ -138,7 +138,7 @@ def load_data(args: Args) -> dict[str, Tensor]:
 def act(args: Args, learner: nn.ModuleDict, data: dict, obs: np.ndarray, uniform: np.ndarray) -> np.ndarray:
     """The policy's actions: (B, obs_dim) -> (B, action_dim). It is deterministic: `uniform` (B,) is not needed."""
     obs = (torch.as_tensor(obs, dtype=torch.float32, device=args.device) - data["obs_mean"]) / data["obs_std"]
-    return policy(args, learner, obs).cpu().numpy()
+    return policy(args, learner, obs).cpu().numpy()  # policy: in the learner's block below
 
 
 def evaluate(args: Args, learner: nn.ModuleDict, data: dict, video: Path | None = None) -> dict:
