@@ -165,8 +165,8 @@ def test_no_runs():
 
 def test_a_variant_beside_the_defaults_is_refused():
     """The files of results/ that the command leaves out by itself."""
-    files = [ROOT / "results" / f"standin-hopper-medium-expert{variant}.jsonl" for variant in ("", "-sample")]
-    with pytest.raises(tables.ResultsError, match="SAQ-BC on hopper-medium-expert-v2 .* with acting mean"):
+    files = [ROOT / "results" / f"standin-hopper-medium-replay{variant}.jsonl" for variant in ("", "-mean")]
+    with pytest.raises(tables.ResultsError, match="SAQ-BC on hopper-medium-replay-v2 .* with acting greedy"):
         tables.read(files)
 
 
