@@ -71,7 +71,8 @@ class Args:
 # --- settings per domain ---
 SETTINGS = {  # how an env-id begins: its own defaults on the command line; a later line wins
     "maze2d-large-demos": dict(behaviour_steps=2000, steps=4000, eval_every=2000),
-    ("hopper", "halfcheetah", "walker2d", "pen", "door", "hammer", "relocate"): dict(reward_scale=0.0),
+    ("hopper", "halfcheetah", "walker2d"): dict(lr=1e-3, anneal_lr=True, reward_scale=0.0),
+    ("pen", "door", "hammer", "relocate"): dict(reward_scale=0.0),
     "antmaze": dict(reward_scale=100.0, eval_episodes=100),
     "robomimic": dict(eval_every=10_000, eval_episodes=50),
 }
