@@ -70,7 +70,7 @@ class Args:
     # --- Aquadem ---
     learner: Literal["bc", "cql", "iql"] = "cql"  # what stage 2 is: saq_bc.py's, saq_cql.py's or saq_iql.py's
     conservatism: float = 10.0  # alpha: weight of the conservative penalty
-    expectile: float = 0.7  # of the value function
+    expectile: float = 0.7  # V is this expectile of the data's Q: 0.5 its mean, near 1 its highest
     temperature: float = 3.0  # lambda: small follows the advantage, large the behaviour policy
 
 

@@ -61,7 +61,7 @@ class Args:
     reward_scale: float = 1.0  # rewards are multiplied by this; 0: by 1000 / (best - worst return), as IQL does
 
     # --- IQL ---
-    expectile: float = 0.7  # of the value function
+    expectile: float = 0.7  # V is this expectile of the data's Q: 0.5 its mean, near 1 its highest
     temperature: float = 3.0  # lambda: small follows the advantage, large the behaviour policy
     policy_std: Literal["state", "shared"] = "state"  # the policy's std: per state, or shared by all (the original)
 
