@@ -41,8 +41,8 @@ SCRIPTS = {"cql": cql, "saq_cql": saq_cql}
 
 ENV_ID = "maze2d-large-demos-v0"
 RUNS = {  # flags beside the task's own settings: seeds of each script
-    "": {"cql": (0, 1), "saq_cql": (0, 1, 2)},
-    "--num-actions 1": {"cql": (0,)},
+    "": {"cql": (0, 1, 2), "saq_cql": (0, 1, 2)},
+    "--num-actions 1": {"cql": (0, 1, 2)},
     "--num-actions 1 --batch-size 64 --reward-scale 100": {"cql": (0,)},
     "--num-actions 1 --batch-size 64 --conservatism 0.5": {"cql": (0,)},
     "--num-actions 1 --batch-size 64 --conservatism 30": {"cql": (0,)},
