@@ -82,8 +82,9 @@ class Args:
 # --- settings per domain ---
 SETTINGS = {  # how an env-id begins: its own defaults on the command line; a later line wins
     "maze2d-large-demos": dict(vqvae_steps=3000, steps=4000, eval_every=2000, behaviour_weight=1.0, entropy_weight=1.0),
-    ("hopper", "halfcheetah", "walker2d"): dict(lr=1e-3, anneal_lr=True, reward_scale=0.0, acting="mean"),
-    ("pen", "door", "hammer", "relocate"): dict(reward_scale=0.0, acting="mean"),
+    ("hopper", "halfcheetah", "walker2d", "pen", "door", "hammer", "relocate"): dict(reward_scale=0.0, acting="mean"),
+    ("hopper", "halfcheetah", "walker2d"): dict(lr=1e-3, anneal_lr=True, behaviour_weight=10.0, entropy_weight=10.0),
+    ("hopper-medium-replay", "halfcheetah-medium-replay", "walker2d-medium-replay"): dict(acting="greedy"),
     "antmaze": dict(reward_scale=100.0, eval_episodes=100),
     "robomimic": dict(eval_every=10_000, eval_episodes=50),
 }
