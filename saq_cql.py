@@ -376,7 +376,7 @@ def main(args: Args) -> float:
     train(args, run, "quantizer", args.vqvae_steps, vqvae, data["train"], loss, measure)
     data["codes"] = vqvae.encode(data["observations"], data["actions"])  # (N,)
 
-    # Stage 2: the learner sees codes only.
+    # Stage 2: the learner sees codes only, of all transitions: the 5 % were held out from stage 1 alone.
     loss, measure = partial(learner_loss, args, learner, data), partial(evaluate, args, vqvae, learner, data)
     train(args, run, "learner", args.steps, learner, torch.arange(len(data["codes"])).to(args.device), loss, measure)
 

@@ -376,7 +376,7 @@ def main(args: Args) -> float:
     train(args, run, "quantizer", args.quantizer_steps, quantizer, data["train"], loss, measure)
     data["codes"] = quantizer.encode(data["observations"], data["actions"])  # (N,)
 
-    # Stage 2: the learner sees codes only.
+    # Stage 2: the learner sees codes only, of all transitions: the 5 % were held out from stage 1 alone.
     loss, measure = partial(learner_loss, args, learner, data), partial(evaluate, args, quantizer, learner, data)
     train(args, run, "learner", args.steps, learner, torch.arange(len(data["codes"])).to(args.device), loss, measure)
 
