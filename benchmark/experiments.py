@@ -1,12 +1,12 @@
-"""The paper's experiments as commands: print them, run them, and run them again to go on where they stopped.
+"""The paper's experiments as commands: print them, run them, run them again to go on where they stopped.
 
-    python benchmark/experiments.py table5 --print                     # every command of Tables 1 and 5
-    python benchmark/experiments.py table2 --only lift --jobs 2        # a part, two runs at a time
-    python benchmark/experiments.py standins --collect standins.jsonl  # then: one line per finished run
-    python benchmark/experiments.py table5 --engine ray --gpus 0.25    # the same commands on a Ray cluster
+    python benchmark/experiments.py table5 --print                   # every command of Tables 1 and 5
+    python benchmark/experiments.py table2 --only lift --jobs 2      # a part, two runs at a time
+    python benchmark/experiments.py standins --collect mine.jsonl    # then: one line per finished run
+    python benchmark/experiments.py table5 --engine ray --gpus 0.25  # the same commands on a Ray cluster
 
-Every run has a folder of its own in --out. A finished run is skipped, a killed one is resumed. The runs of SAQ-BC come
-first: the quantizer of each serves the other learners of the same task, seed and codebook.
+Every run has a folder of its own in --out. A finished run is skipped, a killed one is resumed. The runs of
+SAQ-BC come first: the quantizer of each serves the other learners of the same task, seed and codebook.
 """
 
 import argparse
@@ -25,7 +25,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(Path(__file__).parent))
+from shared import ROOT, append, stop  # noqa: E402
+
 LOCOMOTION = [
     f"{robot}-{data}-v2"
     for robot in ("halfcheetah", "hopper", "walker2d")
@@ -34,6 +36,7 @@ LOCOMOTION = [
 ANTMAZE = [f"antmaze-{size}-{data}-v2" for size in ("medium", "large") for data in ("diverse", "play")]
 ADROIT = [f"{task}-human-v0" for task in ("door", "hammer", "pen", "relocate")]
 KITCHEN = [f"kitchen-{data}-v0" for data in ("mixed", "complete", "partial")]
+D4RL = LOCOMOTION + ANTMAZE + ADROIT + KITCHEN
 ROBOMIMIC = [f"robomimic/{task}-ph" for task in ("lift", "can", "square", "tool_hang", "transport")]
 STANDINS = {  # task: its file in $SAQ_STANDIN_DIR
     "hopper-medium-expert-v2": "hopper-medium-expert.hdf5",
@@ -45,8 +48,8 @@ STANDINS = {  # task: its file in $SAQ_STANDIN_DIR
     "hopper-medium-replay-v2": "hopper-medium-replay.hdf5",
 }
 SAQ_RL = ["saq_cql", "saq_iql", "saq_brac"]
-TWINS = ["baselines/bc", "baselines/cql", "baselines/iql", "baselines/brac"]
-PAPER = ("--vqvae-steps", "500000", "--steps", "1000000", "--vqvae-hidden-dim", "512", "--embedding-dim", "128")
+COUNTERPARTS = ["baselines/bc", "baselines/cql", "baselines/iql", "baselines/brac"]
+PAPER = tuple("--vqvae-steps 500000 --steps 1000000 --vqvae-hidden-dim 512 --embedding-dim 128".split())
 
 
 # --- runs ---
@@ -68,8 +71,11 @@ class Run:
         return f"{self.env_id}__{self.script}__{self.seed}{flags}".replace("/", "-")
 
     def folder(self, out: Path) -> Path | None:
-        """The run's folder in `out`, if it has been started."""
-        return next((path.parent for path in sorted((out / self.name).glob("*/args.json"))), None)
+        """The run's folder in `out`: with a result before one with a checkpoint before one just started."""
+        for file in ("result.json", "checkpoint.pt", "args.json"):
+            if found := sorted((out / self.name).glob(f"*/{file}")):
+                return found[0].parent
+        return None
 
     def finished(self, out: Path) -> bool:
         folder = self.folder(out)
@@ -81,21 +87,23 @@ class Run:
         if self.env_id in data:
             words += ["--dataset-path", data[self.env_id]]
         if self.quantizer:
-            words += ["--vqvae", str(self.quantizer.folder(out) or f"{out / self.quantizer.name}/*")]
+            words += ["--quantizer-from", str(self.quantizer.folder(out) or f"{out / self.quantizer.name}/*")]
         return [*words, *self.flags, "--runs-dir", str(out / self.name)]
 
 
-def saq(scripts: list[str], env_id: str, seed: int, flags: tuple = (), quantizer_flags: tuple = ()) -> list[Run]:
+def saq(
+    scripts: list[str], env_id: str, seed: int, flags: tuple = (), quantizer_flags: tuple = ()
+) -> list[Run]:
     """SAQ learners on one quantizer, that of SAQ-BC, which is a run as well."""
     bc = Run("saq_bc", env_id, seed, quantizer_flags)
     return [bc, *(Run(script, env_id, seed, flags, quantizer=bc) for script in scripts)]
 
 
 def pairs(env_ids: list[str], seeds: list[int]) -> Iterator[Run]:
-    """The four SAQ learners and their continuous twins."""
+    """The four SAQ learners and their continuous counterparts."""
     for env_id, seed in itertools.product(env_ids, seeds):
         yield from saq(SAQ_RL, env_id, seed)
-        yield from (Run(script, env_id, seed) for script in TWINS)
+        yield from (Run(script, env_id, seed) for script in COUNTERPARTS)
 
 
 def aquadem(env_ids: list[str], seeds: list[int]) -> Iterator[Run]:
@@ -105,9 +113,8 @@ def aquadem(env_ids: list[str], seeds: list[int]) -> Iterator[Run]:
 
 def table3(seeds: list[int]) -> Iterator[Run]:
     """The quantizer with the state, and without."""
-    for robot, seed, flags in itertools.product(
-        ("halfcheetah", "hopper", "walker2d"), seeds, ((), ("--no-condition-on-obs",))
-    ):
+    robots, forms = ("halfcheetah", "hopper", "walker2d"), ((), ("--no-condition-on-obs",))
+    for robot, seed, flags in itertools.product(robots, seeds, forms):
         yield from saq(SAQ_RL, f"{robot}-medium-replay-v2", seed, quantizer_flags=flags)
 
 
@@ -128,7 +135,7 @@ def figure5(seeds: list[int]) -> Iterator[Run]:
 
 
 def standins(seeds: list[int]) -> Iterator[Run]:
-    """What results/ holds, with fewer evaluations than the scripts' defaults; stand-ins with CQL's cheaper estimate."""
+    """What results/runs.jsonl holds, with few evaluations; stand-ins with CQL's cheaper estimate."""
     for env_id, seed in itertools.product(["maze2d-large-demos-v0", *STANDINS], seeds):
         flags = ()
         if env_id in STANDINS:
@@ -136,7 +143,7 @@ def standins(seeds: list[int]) -> Iterator[Run]:
         if env_id == "door-human-v0":  # 6,704 transitions
             flags += ("--steps", "10000")
         yield from saq(SAQ_RL, env_id, seed, flags, flags)
-        yield from (Run(twin, env_id, seed, flags) for twin in TWINS if twin != "baselines/cql")
+        yield from (Run(script, env_id, seed, flags) for script in COUNTERPARTS if script != "baselines/cql")
         cheaper = ("--num-actions", "4") if env_id in STANDINS else ()
         yield Run("baselines/cql", env_id, seed, flags + cheaper)
         if env_id in ("hopper-medium-expert-v2", "door-human-v0"):
@@ -146,27 +153,26 @@ def standins(seeds: list[int]) -> Iterator[Run]:
             yield from (replace(run, flags=run.flags + flags) for run in aquadem([env_id], [seed]))
 
 
+def figure2(seeds: list[int]) -> Iterator[Run]:
+    """Continuous CQL and SAQ-CQL over training; benchmark/figure2.py also measures the penalties."""
+    for script, seed in itertools.product(("saq_cql", "baselines/cql"), seeds):
+        yield Run(script, "maze2d-large-demos-v0", seed, ("--eval-every", "500"))
+
+
+EXPERIMENTS = {
+    "table2": lambda seeds: pairs(ROBOMIMIC, seeds),
+    "table3": table3,
+    "table4": table4,
+    "table5": lambda seeds: itertools.chain(pairs(D4RL, seeds), aquadem(D4RL, seeds)),
+    "figure2": figure2,
+    "figure5": figure5,
+    "standins": standins,
+}
+
+
 def experiment(name: str, seeds: list[int]) -> list[Run]:
     """The runs of an experiment; each once, though several of its parts may need it."""
-    runs = {
-        "table2": lambda: pairs(ROBOMIMIC, seeds),
-        "table3": lambda: table3(seeds),
-        "table4": lambda: table4(seeds),
-        "table5": lambda: itertools.chain(
-            pairs(LOCOMOTION + ANTMAZE + ADROIT + KITCHEN, seeds),
-            aquadem(LOCOMOTION + ANTMAZE + ADROIT + KITCHEN, seeds),
-        ),
-        "figure2": lambda: (
-            Run(script, "maze2d-large-demos-v0", seed, ("--eval-every", "500"))
-            for script, seed in itertools.product(("saq_cql", "baselines/cql"), seeds)
-        ),
-        "figure5": lambda: figure5(seeds),
-        "standins": lambda: standins(seeds),
-    }
-    return list(dict.fromkeys(runs[name]()))
-
-
-NAMES = ("table2", "table3", "table4", "table5", "figure2", "figure5", "standins")
+    return list(dict.fromkeys(EXPERIMENTS[name](seeds)))
 
 
 # --- running ---
@@ -190,10 +196,8 @@ def execute(run: Run, out: Path, data: dict[str, str]) -> str:
     (out / run.name).mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with open(out / run.name / "log.txt", "a") as log:
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=log, stderr=log, env=environment, preexec_fn=die_with_parent
-        )
-        code = process.wait()
+        settings = dict(cwd=ROOT, env=environment, preexec_fn=die_with_parent)
+        code = subprocess.Popen(command, stdout=log, stderr=log, **settings).wait()
     return "finished" if run.finished(out) else f"failed: exit code {code}, see {out / run.name / 'log.txt'}"
 
 
@@ -213,7 +217,8 @@ def run_on_ray(runs: list[Run], out: Path, data: dict[str, str], gpus: float) ->
     except ImportError:
         stop("--engine ray needs Ray: pip install ray")
     ray.init(ignore_reinit_error=True, log_to_driver=False)
-    remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(lambda run, *after: (run, execute(run, out, data)))
+    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)
+    remote = task(lambda run, *after: (run, execute(run, out, data)))
     submitted = {}
     for run in sorted(runs, key=lambda run: run.quantizer is not None):
         after = [submitted[run.quantizer]] if run.quantizer else []
@@ -225,17 +230,10 @@ def run_on_ray(runs: list[Run], out: Path, data: dict[str, str], gpus: float) ->
 
 
 # --- command line ---
-def stop(problem: str):
-    """Bad input: one sentence that says what is wrong and what to do, exit code 2."""
-    print(f"error: {problem}", file=sys.stderr)
-    raise SystemExit(2)
-
-
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("experiment", choices=NAMES)
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter, allow_abbrev=False)
+    parser.add_argument("experiment", choices=EXPERIMENTS)
     parser.add_argument("--only", default="", metavar="TEXT", help="only runs whose name contains this")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "benchmark", help="folder of all runs")
@@ -245,18 +243,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
     parser.add_argument("--gpus", type=float, default=0, help="share of a GPU per run, with --engine ray")
     parser.add_argument("--print", action="store_true", help="print the commands, run nothing")
-    parser.add_argument("--collect", type=Path, metavar="FILE", help="write the finished runs' results, run nothing")
+    parser.add_argument("--collect", type=Path, metavar="FILE", help="write the finished runs, run nothing")
     args = parser.parse_args(argv)
 
     out = args.out.resolve()
-    data = STANDINS if args.experiment == "standins" else {}
-    data = {task: str(Path(os.environ.get("SAQ_STANDIN_DIR", ""), path).resolve()) for task, path in data.items()}
+    standin_dir, data = os.environ.get("SAQ_STANDIN_DIR", ""), {}
+    if args.experiment == "standins":
+        data = {task: str(Path(standin_dir, path).resolve()) for task, path in STANDINS.items()}
     extra = tuple(shlex.split(args.flags))
 
     def extended(run: Run) -> Run:
         flags = run.flags + (PAPER if args.paper_budget else ()) + extra
         if run.script.startswith("baselines/"):  # these have no quantizer
-            flags = tuple(itertools.chain(*(p for p in pairwise(flags) if not p[0].startswith(("--vqvae", "--embed")))))
+            kept = (pair for pair in pairwise(flags) if not pair[0].startswith(("--vqvae", "--embedding")))
+            flags = tuple(itertools.chain(*kept))
         return replace(run, flags=flags, quantizer=extended(run.quantizer) if run.quantizer else None)
 
     runs = [extended(run) for run in experiment(args.experiment, args.seeds)]
@@ -264,7 +264,7 @@ def main(argv: list[str] | None = None) -> int:
     runs = list(dict.fromkeys([run.quantizer for run in chosen if run.quantizer] + chosen))
     if not runs:
         stop(f"no run of {args.experiment} has {args.only!r} in its name; see --print.")
-    if any(run.env_id in data for run in runs) and "SAQ_STANDIN_DIR" not in os.environ:
+    if any(run.env_id in data for run in runs) and not standin_dir:
         stop("set SAQ_STANDIN_DIR to the folder of the stand-in datasets (docs/data.md).")
     if args.print:
         for run in runs:  # the shell is to find the quantizer's folder by its pattern
@@ -272,14 +272,15 @@ def main(argv: list[str] | None = None) -> int:
             print(*(word if word.endswith("/*") else shlex.quote(word) for word in words))
         return 0
     if args.collect:
-        lines = [record(run, out) for run in runs if run.finished(out)]
-        args.collect.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-        print(f"{len(lines)} of {len(runs)} runs are finished: {args.collect}")
+        finished = [run for run in runs if run.finished(out)]
+        args.collect.write_text("")
+        for run in finished:
+            append(args.collect, record(run, out))
+        print(f"{len(finished)} of {len(runs)} runs are finished: {args.collect}")
         return 0
     failures = 0
-    results = (
-        run_on_ray(runs, out, data, args.gpus) if args.engine == "ray" else run_locally(runs, out, data, args.jobs)
-    )
+    on_ray = args.engine == "ray"
+    results = run_on_ray(runs, out, data, args.gpus) if on_ray else run_locally(runs, out, data, args.jobs)
     for run, outcome in tqdm(results, total=len(runs), desc="runs", mininterval=1):
         tqdm.write(f"{run.name}: {outcome}")
         failures += outcome.startswith("failed")
@@ -299,7 +300,13 @@ def record(run: Run, out: Path) -> dict:
     folder = run.folder(out)
     result = json.loads((folder / "result.json").read_text())
     arguments = json.loads((folder / "args.json").read_text())
-    for name in ("dataset_path", "runs_dir", "vqvae", "resume", "evaluate"):  # places on this machine
+    for name in (
+        "dataset_path",
+        "runs_dir",
+        "quantizer_from",
+        "resume",
+        "evaluate",
+    ):  # places of this machine
         arguments[name] = Path(arguments[name]).name if name in arguments else None
     return result | {"args": {name: value for name, value in arguments.items() if value is not None}}
 

@@ -10,27 +10,19 @@ import pytest
 from common import ROOT, SCRIPTS, load
 
 experiments = load(ROOT / "benchmark" / "experiments.py", "experiments")
-tables = load(ROOT / "benchmark" / "tables.py", "tables")
 TINY = "--steps 40 --vqvae-steps 20 --eval-every 10 --eval-episodes 1 --batch-size 16 --hidden-dim 16"
 
 
-def commands(capsys, *argv) -> list[list[str]]:
-    assert experiments.main([*argv, "--print"]) == 0
-    return [line.split() for line in capsys.readouterr().out.splitlines()]
-
-
-@pytest.mark.parametrize("name", experiments.NAMES)
 @pytest.mark.parametrize("budget", [[], ["--paper-budget"]])
+@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
 def test_commands_are_valid(name, budget, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("SAQ_STANDIN_DIR", str(tmp_path))
-    printed = commands(capsys, name, "--seeds", "0", "--out", str(tmp_path / "runs"), *budget)
-    for command in printed:
-        script = command[1].removesuffix(".py")
-        if script in SCRIPTS:
-            flags = [word for word in command[2:]]
-            if "--vqvae" in flags:
-                del flags[flags.index("--vqvae") : flags.index("--vqvae") + 2]
-            SCRIPTS[script].parse_args(flags)
+    assert experiments.main([name, "--seeds", "0", "--out", str(tmp_path / "runs"), *budget, "--print"]) == 0
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for _, script, *flags in printed:
+        if "--quantizer-from" in flags:  # a folder that does not exist yet
+            del flags[flags.index("--quantizer-from") : flags.index("--quantizer-from") + 2]
+        SCRIPTS[script.removesuffix(".py")].parse_args(flags)
     folders = [command[-1] for command in printed]
     assert len(set(folders)) == len(folders)
 
@@ -41,12 +33,21 @@ def test_the_paper_has_28_tasks():
 
 
 def test_a_quantizer_serves_all_learners_of_its_task_and_seed():
-    runs = experiments.experiment("table4", [0, 1])
-    assert len({run.quantizer for run in runs if run.quantizer}) == 4 * 2
-    for run in runs:
-        if run.quantizer:
-            assert (run.quantizer.env_id, run.quantizer.seed) == (run.env_id, run.seed)
-            assert run.quantizer.script == "saq_bc"
+    runs = [run for run in experiments.experiment("table4", [0, 1]) if run.quantizer]
+    assert len({run.quantizer for run in runs}) == 4 * 2
+    assert {(run.env_id, run.seed, "saq_bc") for run in runs} == {
+        (run.quantizer.env_id, run.quantizer.seed, run.quantizer.script) for run in runs
+    }
+
+
+def test_the_folder_of_a_run_is_the_one_that_got_farthest(tmp_path):
+    run = experiments.Run("saq_bc", "pen-human-v0", 0)
+    assert run.folder(tmp_path) is None
+    for name, file in (("d", "args.json"), ("c", "checkpoint.pt"), ("b", "result.json")):
+        (tmp_path / run.name / name).mkdir(parents=True)
+        (tmp_path / run.name / name / file).touch()
+        assert run.folder(tmp_path).name == name
+    assert run.finished(tmp_path)
 
 
 def play(out, *more) -> subprocess.Popen:
@@ -57,20 +58,9 @@ def play(out, *more) -> subprocess.Popen:
     )
 
 
-def test_finished_runs_are_skipped_and_collected(tmp_path):
-    first = play(tmp_path)
-    assert "finished" in first.communicate(timeout=120)[0] and first.returncode == 0
-    again = play(tmp_path)
-    assert "skipped" in again.communicate(timeout=60)[0] and again.returncode == 0
-    assert "1 of 1 runs are finished" in play(tmp_path, "--collect", tmp_path / "all.jsonl").communicate(timeout=60)[0]
-    (line,) = (tmp_path / "all.jsonl").read_text().splitlines()
-    kept = json.loads(line)
-    assert kept["script"] == "saq_cql" and kept["args"]["steps"] == 40 and str(tmp_path) not in line
-
-
-def test_a_killed_run_goes_on_in_its_folder(tmp_path):
-    slow = TINY.replace("--steps 40", "--steps 1000")
-    process = play(tmp_path, "--flags", slow)
+def test_a_killed_run_goes_on_and_a_finished_one_is_skipped_and_collected(tmp_path):
+    slow = ["--flags", TINY.replace("--steps 40", "--steps 1000")]
+    process = play(tmp_path, *slow)
     for _ in range(600):
         found = list(tmp_path.glob("*/*/metrics.csv"))
         if found and "learner" in found[0].read_text():
@@ -82,29 +72,43 @@ def test_a_killed_run_goes_on_in_its_folder(tmp_path):
     before = found[0].read_text()
     time.sleep(0.5)
     assert found[0].read_text() == before and not list(tmp_path.glob("*/*/result.json"))
-    output = play(tmp_path, "--flags", slow).communicate(timeout=300)[0]
+    output = play(tmp_path, *slow).communicate(timeout=300)[0]
     assert "finished" in output and len(list(tmp_path.glob("*/*/args.json"))) == 1
     assert found[0].read_text().startswith(before[: before.index("\n")])
+    assert "skipped" in play(tmp_path, *slow).communicate(timeout=60)[0]
+    collect = play(tmp_path, *slow, "--collect", tmp_path / "all.jsonl")
+    assert "1 of 1 runs are finished" in collect.communicate(timeout=60)[0]
+    (line,) = (tmp_path / "all.jsonl").read_text().splitlines()
+    kept = json.loads(line)
+    assert kept["script"] == "saq_cql" and kept["args"]["steps"] == 1000 and str(tmp_path) not in line
 
 
-@pytest.mark.parametrize("name", tables.SETS.values())
-def test_committed_results_have_the_settings_of_the_printed_commands(name):
-    parsed = {}
-    for line in map(json.loads, (ROOT / "results" / f"{name}.jsonl").read_text().splitlines()):
-        learner = ("--learner", line["args"].get("learner", ""))
-        script = line["script"] if line["script"].startswith("saq") else f"baselines/{line['script']}"
-        if (script, learner) not in parsed:
-            runs = experiments.experiment("standins", [0])
-            runs = [run for run in runs if (run.script, run.env_id) == (script, line["env_id"])]
-            (run,) = [run for run in runs if script != "baselines/aquadem" or run.flags[:2] == learner]
-            command = ["--env-id", run.env_id, *run.flags]
-            parsed[script, learner] = vars(SCRIPTS[script].parse_args(command))
-        differ = {key for key, value in line["args"].items() if parsed[script, learner].get(key) != value}
-        assert differ <= {"device", "threads"}, (script, line["seed"], differ)
+def renamed(args: dict) -> dict:
+    """The arguments of an old line by their names of today."""
+    new = dict(args)
+    if fixed := new.pop("fixed_temperature", None):
+        new |= {"learn_temperature": False, "temperature": fixed}
+    if new.get("reward_scale") == 0:
+        new |= {"reward_scale": 1.0, "normalize_rewards": True}
+    if "vqvae" in new:
+        new["quantizer_from"] = new.pop("vqvae")
+    return new
+
+
+def test_committed_results_have_the_settings_of_the_printed_commands():
+    runs = {}
+    for run in experiments.experiment("standins", [0]):
+        args = SCRIPTS[run.script].parse_args(["--env-id", run.env_id, *run.flags])
+        runs[run.script.split("/")[-1], run.env_id, vars(args).get("learner")] = vars(args)
+    for line in map(json.loads, (ROOT / "results" / "runs.jsonl").read_text().splitlines()):
+        args = renamed(line["args"])
+        today = runs[line["script"], line["env_id"], args.get("learner")]
+        differ = {key for key, value in args.items() if today.get(key) != value}
+        assert differ <= {"device", "threads"}, (line["script"], line["env_id"], line["seed"], differ)
 
 
 def test_the_reader_of_the_commands_may_stop_early():
-    command = f"{sys.executable} {ROOT / 'benchmark' / 'experiments.py'} table5 --seeds 0 1 2 3 4 5 6 7 8 9 --print"
+    command = f"{sys.executable} {ROOT / 'benchmark' / 'experiments.py'} table5 --print"
     process = subprocess.run(f"{command} | head -1", shell=True, capture_output=True, text=True, timeout=60)
     assert len(process.stdout.splitlines()) == 1 and process.stderr == ""
 
