@@ -1,67 +1,40 @@
-"""SAQ-CQL: conservative Q-learning on state-conditioned action codes, with an exact conservative penalty.
+"""SAQ-CQL: conservative Q-learning on state-conditioned action codes, with an exact penalty.
 
-Stage 1 trains a VQ-VAE that turns every action into one of K codes. Stage 2 learns Q of the codes by TD plus
-alpha (log sum_k exp Q(s,k) - Q(s,k_data)): a sum over K codes where continuous CQL has to estimate an integral.
-The policy is softmax(Q); its code is decoded in the current state. Explained in docs/saq_cql.md.
-SAQ: Luo et al. 2023, https://arxiv.org/abs/2310.11731. CQL: Kumar et al. 2020, https://arxiv.org/abs/2006.04779.
+    stage 1   a VQ-VAE turns every action of the data into one of K codes
+    stage 2   Q learns on codes: TD error + alpha (log sum_k exp Q(s,k) - Q(s,k_data)),  pi = softmax(Q)
+              a sum over K codes, where continuous CQL has to estimate an integral over actions
+    acting    choose a code with pi, decode it in the current state
+
+The method: from "stage 1" to "main". What is under "plumbing" is the same in every script; skip it.
+Symbols: s state (obs), a action, k code, K codebook_size, B batch, N data set, Q' target network, pi
+policy, gamma discount, alpha conservatism.
+Explained in docs/saq_cql.md. SAQ: Luo et al. 2023, arXiv 2310.11731. CQL: Kumar et al. 2020, 2006.04779.
 
     python saq_cql.py --env-id hopper-medium-expert-v2
 """
 
-import argparse
 import copy
-import io
-import json
-import os
 import sys
-import time
-from dataclasses import asdict, dataclass, replace
-from datetime import datetime
-from functools import partial
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import tyro
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import d4rl
+from d4rl import runs
 from vqvae import VQVAE, mlp
-
-SCRIPT = Path(__file__).stem
 
 
 @dataclass
 class Args:
-    # --- experiment ---
-    env_id: str = "maze2d-large-demos-v0"  # task; the d4rl package holds its environment and finds its dataset
-    dataset_path: str = ""  # train on this HDF5 file (D4RL's or robomimic's format) instead of the task's own
-    seed: int = 0  # of weights, batches and evaluation episodes
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
-    threads: int = 1  # CPU threads; more are faster only while no other process wants a core
-    eval_every: int = 5_000  # updates between two evaluations, each with a checkpoint
-    eval_episodes: int = 20  # episodes per evaluation
-    acting: Literal["greedy", "sample", "mean"] = "sample"  # likeliest code, drawn code, or mean decoded action
-    runs_dir: str = "runs"  # the run's folder is made in here
-    resume: str = ""  # continue the run in this folder exactly where its last checkpoint is
-    evaluate: str = ""  # play the finished run in this folder, train nothing
-    track: bool = False  # send the metrics to Weights & Biases as well
-    capture_video: bool = False  # write an mp4 of one episode of the final policy
-
-    # --- quantizer ---
-    vqvae: str = ""  # take the quantizer of the run in this folder instead of training one
-    vqvae_steps: int = 20_000  # gradient updates
-    vqvae_hidden_dim: int = 256  # width of the two hidden layers of encoder and decoder
-    codebook_size: int = 16  # number of codes, K
-    embedding_dim: int = 16  # size of a code's vector, D
-    codebook_form: Literal["ema", "official", "paper"] = "ema"  # how the codebook learns; paper: Eq. 11 to the letter
-    revive: bool = True  # move codes that are never chosen onto embeddings of the data
-    condition_on_obs: bool = True  # encoder and decoder see the state; off: the paper's Table 3
+    # --- SAQ-CQL ---
+    conservatism: float = 10.0  # alpha: weight of the conservative penalty
+    backup: Literal["expectation", "argmax"] = "expectation"  # next value: mean under pi, or of its best code
 
     # --- learner ---
     steps: int = 30_000  # gradient updates
@@ -72,329 +45,302 @@ class Args:
     discount: float = 0.99  # gamma
     target_rate: float = 0.005  # share of the weights that the target network takes over per update
     reward_shift: float = 0.0  # added to every reward, before the scale
-    reward_scale: float = 1.0  # rewards are multiplied by this; 0: by 1000 / (best - worst return), as IQL does
+    reward_scale: float = 1.0  # every reward is multiplied by this
+    normalize_rewards: bool = False  # and by 1000 / (best - worst return of the data), as IQL does
 
-    # --- SAQ-CQL ---
-    conservatism: float = 10.0  # alpha: weight of the conservative penalty
-    backup: Literal["expectation", "argmax"] = "expectation"  # next value: mean under softmax(Q), or of Q's best code
+    # --- quantizer ---
+    quantizer_from: str = ""  # take the quantizer of the run in this folder instead of training one
+    vqvae_steps: int = 20_000  # gradient updates
+    vqvae_hidden_dim: int = 256  # width of the two hidden layers of encoder and decoder
+    codebook_size: int = 16  # number of codes, K
+    embedding_dim: int = 16  # size of a code's vector, D
+    codebook_form: Literal["ema", "official", "paper"] = "ema"  # how the codebook learns: vqvae.py
+    revive: bool = True  # move codes that are never chosen onto embeddings of the data
+    condition_on_obs: bool = True  # encoder and decoder see the state; off: the paper's Table 3
 
-
-# --- settings per domain ---
-SETTINGS = {  # how an env-id begins: its own defaults on the command line; a later line wins
-    "maze2d-large-demos": dict(vqvae_steps=3000, steps=4000, eval_every=2000),
-    ("hopper", "halfcheetah", "walker2d"): dict(lr=1e-3, anneal_lr=True, reward_scale=0.0, acting="mean"),
-    ("hopper-medium-replay", "halfcheetah-medium-replay", "walker2d-medium-replay"): dict(acting="greedy"),
-    ("pen", "door", "hammer", "relocate"): dict(reward_scale=0.0, acting="mean"),
-    "antmaze": dict(reward_shift=-0.5, reward_scale=4.0, eval_episodes=100),
-    "kitchen": dict(codebook_size=64),
-    "robomimic": dict(reward_scale=100.0, eval_every=10_000, eval_episodes=50),
-}
-
-
-# --- command line ---
-# What a quantizer is made of, ranges of values, and what may differ when a run is resumed or evaluated.
-VQVAE_ARGS = "vqvae_steps vqvae_hidden_dim codebook_size embedding_dim codebook_form revive condition_on_obs".split()
-LIMITS = dict(seed=(0, 1e9), discount=(0, 1), reward_shift=(-1e9, 1e9), expectile=(0, 1), temperature=(1e-6, 1e9))
-RESUME_ARGS = {"resume", "device", "threads", "track", "capture_video"}
-EVALUATE_ARGS = set("evaluate dataset_path device threads capture_video seed eval_episodes acting temperature".split())
-
-
-def stop(problem: str):
-    """Bad input: one sentence that says what is wrong and what to do, exit code 2."""
-    print(f"error: {problem}", file=sys.stderr)
-    raise SystemExit(2)
+    # --- experiment ---
+    env_id: str = "maze2d-large-demos-v0"  # task: the d4rl package has its environment and its data
+    dataset_path: str = ""  # an HDF5 file in D4RL's or robomimic's format, not the task's own
+    seed: int = 0  # of weights, batches and evaluation episodes
+    acting: Literal["greedy", "sample", "mean"] = "sample"  # which code; mean: of all actions
+    eval_every: int = 5_000  # updates between two evaluations, each with a checkpoint
+    eval_episodes: int = 20  # episodes per evaluation
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
+    threads: int = 1  # CPU threads; more are faster only while no other process wants a core
+    runs_dir: str = "runs"  # the run's folder is made in here
+    resume: str = ""  # continue the run in this folder exactly where its last checkpoint is
+    evaluate: str = ""  # play the finished run in this folder, train nothing
+    track: bool = False  # send the metrics to Weights & Biases as well
+    capture_video: bool = False  # write an mp4 of one episode of the final policy
 
 
-def read_args(folder: str) -> dict:
-    """The arguments of the run in `folder`, and the script's name."""
-    try:
-        return dict(json.loads(Path(folder, "args.json").read_text()))
-    except (OSError, ValueError, TypeError):
-        stop(f"{folder} is not the folder of a run (no readable args.json); give one such as runs/NAME.")
+class Transitions(NamedTuple):
+    """The data set (N rows) or a batch (B rows): observations standardised, rewards scaled."""
+
+    obs: Tensor  # (N, obs_dim)
+    action: Tensor  # (N, action_dim)
+    reward: Tensor  # (N,)
+    next_obs: Tensor  # (N, obs_dim)
+    terminal: Tensor  # (N,): 1 where the environment ended the episode; a time-out is no end
+    code: Tensor  # (N,): the action's code; -1 until stage 1 is done
 
 
-def parse_args(argv: list[str] | None = None) -> Args:
-    """The command line. Its defaults are those of the task's domain, or of the run that it names; a flag wins."""
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # flags that decide the defaults
-    early.add_argument("--env-id", "--env_id", default=Args.env_id)
-    for flag in ("--resume", "--evaluate", "--vqvae"):
-        early.add_argument(flag, default="")
-    given = early.parse_known_args(argv)[0]
-    settings = {k: v for begin, values in SETTINGS.items() if given.env_id.startswith(begin) for k, v in values.items()}
-    defaults, fixed = {"env_id": given.env_id, **settings}, {}  # what the flags start from, and what must stay so
-    if folder := given.resume or given.evaluate:
-        defaults = read_args(folder)
-        if (script := defaults.pop("script", "another program")) != SCRIPT or defaults.keys() != asdict(Args()).keys():
-            stop(f"{folder} is a run of {script}.py, or of another version of it; use that one.")
-        free = RESUME_ARGS if given.resume else EVALUATE_ARGS
-        fixed = {name: value for name, value in defaults.items() if name not in free}
-    elif folder := given.vqvae:
-        fixed = {name: value for name, value in read_args(folder).items() if name in VQVAE_ARGS}
-        defaults |= fixed
-    args = tyro.cli(Args, args=argv, default=Args(**defaults))
-    for name, value in fixed.items():
-        if getattr(args, name) != value:
-            stop(f"--{name.replace('_', '-')} is {value} in {folder} and has to stay so; leave the flag out.")
-    for name, value in asdict(args).items():
-        low, high = LIMITS.get(name, (1 if isinstance(value, int) else 0, 1e9))  # counts from 1, weights from 0
-        if type(value) in (int, float) and not low <= value <= high:
-            stop(f"--{name.replace('_', '-')} is {value}; it has to be at least {low} and at most {high}.")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        stop("--device cuda needs a GPU that PyTorch can use, and there is none; use --device cpu.")
-    return args if args.device != "auto" else replace(args, device="cuda" if torch.cuda.is_available() else "cpu")
-
-
-# --- data ---
-def load_data(args: Args) -> dict[str, Tensor]:
-    """The dataset's transitions on the device: observations standardised, rewards scaled; one line says what they are.
-
-    `obs_mean` and `obs_std` (obs_dim,) are what evaluation needs to standardise likewise. `heldout` indexes the 5 % of
-    the transitions that the quantizer is not trained on, `train` the others.
-    """
-    dataset = d4rl.get_dataset(args.env_id, args.dataset_path or None)
-    transitions = d4rl.qlearning_dataset(args.env_id, dataset=dataset)
-    returns = d4rl.episode_returns(args.env_id, dataset)
-    data = {name: torch.as_tensor(x, dtype=torch.float32, device=args.device) for name, x in transitions.items()}
-    data["obs_mean"] = data["observations"].mean(0)
-    data["obs_std"] = data["observations"].std(0) + 1e-3  # some entries never change
-    for name in ("observations", "next_observations"):
-        data[name] = (data[name] - data["obs_mean"]) / data["obs_std"]
-    if args.reward_scale == 0 and np.ptp(returns) == 0:
-        stop("--reward-scale 0 divides by best - worst return, and all returns are equal; give a scale.")
-    data["rewards"] = (data["rewards"] + args.reward_shift) * (args.reward_scale or 1000 / np.ptp(returns))
-    order = torch.randperm(len(data["rewards"]), generator=torch.Generator().manual_seed(args.seed)).to(args.device)
-    data["heldout"], data["train"] = order[: len(order) // 20 + 1], order[len(order) // 20 + 1 :]
-    print(f"{args.env_id} on {args.device}: {d4rl.describe(args.env_id, dataset)}")
-    return data
-
-
-# --- evaluation ---
-@torch.no_grad()
-def act(args: Args, vqvae: VQVAE, learner: nn.ModuleDict, data: dict, obs: np.ndarray, uniform: np.ndarray):
-    """Actions by `args.acting`: (B, obs_dim) -> (B, action_dim). `uniform` (B,) from [0, 1) draws the codes."""
-    obs = (torch.as_tensor(obs, dtype=torch.float32, device=args.device) - data["obs_mean"]) / data["obs_std"]
-    probs = policy(args, learner, obs).exp()  # (B, K): pi(k|s), which stage 2 below defines
-    if args.acting == "mean":  # sum_k pi(k|s) d(s, e_k); the paper always acts with one code
-        every_code = torch.arange(probs.shape[1], device=obs.device).repeat(len(obs))
-        actions = vqvae.decode(obs.repeat_interleave(probs.shape[1], 0), every_code)  # (B * K, action_dim)
-        return (probs[:, :, None] * actions.view(*probs.shape, -1)).sum(1).cpu().numpy()
-    code = probs.argmax(1)
-    if args.acting == "sample":  # the first code up to which the probabilities sum to more than the random number
-        code = (probs.cumsum(1) <= probs.new_tensor(uniform)[:, None]).sum(1).clamp(max=probs.shape[1] - 1)
-    return vqvae.decode(obs, code).cpu().numpy()
-
-
-def evaluate(args: Args, vqvae: VQVAE, learner: nn.ModuleDict, data: dict, video: Path | None = None) -> dict:
-    """Play `eval_episodes` episodes: mean return and normalized score. `video`: folder for an mp4 of the first one."""
-    actions, dataset = partial(act, args, vqvae, learner, data), args.dataset_path or None
-    returns = d4rl.evaluate(args.env_id, actions, args.eval_episodes, args.seed, video_folder=video, h5path=dataset)
-    score = 100 * d4rl.get_normalized_score(args.env_id, np.mean(returns))
-    return {"eval/score": float(score), "eval/return": float(np.mean(returns)), "returns": returns}
-
-
-# --- run folder ---
-def start_run(args: Args, data: dict[str, Tensor]) -> dict:
-    """A new run's folder, or the one to resume. `history` has metrics.csv's rows, `stages` the state of each stage."""
-    run = {"history": [], "stages": {}, "returns": [], "obs_mean": data["obs_mean"], "obs_std": data["obs_std"]}
-    if args.resume and Path(args.resume, "checkpoint.pt").exists():  # without one it starts over
-        run |= torch.load(Path(args.resume, "checkpoint.pt"), weights_only=True, map_location="cpu")
-    elif args.vqvae:
-        other = read_checkpoint(args.vqvae, "quantizer")
-        if not torch.equal(other["obs_mean"], run["obs_mean"].cpu()):
-            stop(f"the quantizer in {args.vqvae} was trained on other data; leave --vqvae out to train one.")
-        run["stages"]["quantizer"] = other["stages"]["quantizer"]
-        run["history"] = [row for row in other["history"] if row["stage"] == "quantizer"]
-    name = f"{args.env_id.replace('/', '-')}__{SCRIPT}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
-    run["folder"] = folder = Path(args.resume or Path(args.runs_dir, name))
-    run["writer"] = SummaryWriter(folder)
-    if not args.resume:
-        write(folder / "args.json", json.dumps({"script": SCRIPT, **asdict(args)}, indent=2).encode())
-    if args.track:
-        import wandb
-
-        run["wandb"] = wandb.init(project="saq", id=folder.name, config=asdict(args), dir=folder, resume="allow")
-        wandb.define_metric("*", step_metric="step")
-    save(run)  # a kill may have come between the checkpoint and metrics.csv
-    print(folder)
-    return run
-
-
-def read_checkpoint(folder: str, stage: str) -> dict:
-    """The checkpoint of the run in `folder`, whose `stage` must be finished."""
-    path = Path(folder, "checkpoint.pt")
-    checkpoint = torch.load(path, weights_only=True, map_location="cpu") if path.exists() else {"stages": {}}
-    if not checkpoint["stages"].get(stage, {}).get("finished"):
-        stop(f"{folder} has no finished {stage}; continue that run with --resume {folder}, or name another.")
-    return checkpoint
-
-
-def write(path: Path, content: bytes):
-    """Replace a file in one step: a kill leaves the old one or the new one, never half of it."""
-    path.with_suffix(".tmp").write_bytes(content)
-    os.replace(path.with_suffix(".tmp"), path)
-
-
-def save(run: dict):
-    """Write the checkpoint, then metrics.csv, which is its history as a table."""
-    buffer, columns = io.BytesIO(), dict.fromkeys(name for row in run["history"] for name in row)
-    torch.save({name: run[name] for name in ("history", "stages", "returns", "obs_mean", "obs_std")}, buffer)
-    write(run["folder"] / "checkpoint.pt", buffer.getvalue())
-    lines = [columns, *([str(row.get(name, "")) for name in columns] for row in run["history"])]
-    write(run["folder"] / "metrics.csv", "".join(f"{','.join(line)}\n" for line in lines).encode())
-
-
-def train(args: Args, run: dict, stage: str, steps: int, model: nn.Module, rows: Tensor, loss, measure):
-    """Bring a stage to `steps` updates. Every `eval_every` of them: measure, log, write a checkpoint.
-
-    `loss(index)` returns the loss of the transitions at `index` and tensors to log, `measure()` numbers to log; batches
-    come from the transitions `rows`. Weights, optimizer and the batches' generator are all that a run resumes from.
-    """
-    optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=args.lr, fused=True)
-    generator = torch.Generator(args.device).manual_seed(args.seed)
-    state = run["stages"].get(stage, {"step": 0, "seconds": 0.0})
-    if state["step"] > 0:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        generator.set_state(state["generator"])
-    progress = tqdm(total=steps, initial=state["step"], desc=stage, mininterval=1)
-    for first in range(state["step"], steps, args.eval_every):
-        start, last, sums = time.time(), min(first + args.eval_every, steps), {}
-        for step in range(first, last):
-            if args.anneal_lr:
-                optimizer.param_groups[0]["lr"] = args.lr * float(1 + np.cos(np.pi * step / steps)) / 2
-            index = rows[torch.randint(len(rows), (args.batch_size,), generator=generator, device=args.device)]
-            value, metrics = loss(index)
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
-            sums = {name: metric.detach() + sums.get(name, 0) for name, metric in metrics.items()}
-            progress.update()
-        row = {"stage": stage, "step": last} | {name: float(total) / (last - first) for name, total in sums.items()}
-        row |= {f"time/{stage}_updates_per_second": (last - first) / (time.time() - start)} | measure()
-        run["returns"] = row.pop("returns", [])
-        row[f"time/{stage}_seconds"] = seconds = state["seconds"] + time.time() - start
-        run["history"].append(row)
-        saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state()}
-        state = run["stages"][stage] = saved | {"step": last, "finished": last == steps, "seconds": seconds}
-        for name in (name for name in row if "/" in name):
-            run["writer"].add_scalar(name, row[name], last)
-        if args.track:
-            run["wandb"].log(row)
-        save(run)
-        progress.set_postfix({name: f"{row[name]:.3g}" for name in row if name.startswith(("losses", "vqvae", "eval"))})
-
-
-# --- stage 1: quantizer ---
-def quantizer_loss(vqvae: VQVAE, data: dict[str, Tensor], index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """SAQ Eq. 11 on the state-action pairs at `index`."""
-    return vqvae.loss(data["observations"][index], data["actions"][index])
+# --- stage 1: actions to codes ---
+def quantizer_loss(args: Args, vqvae: VQVAE, batch: Transitions):
+    """SAQ Eq. 11: reconstruction + commitment, in vqvae.py."""
+    return vqvae.loss(batch.obs, batch.action)  # loss, metrics, e(s, a) (B, D), k (B,)
 
 
 @torch.no_grad()
-def measure_quantizer(vqvae: VQVAE, data: dict[str, Tensor]) -> dict[str, float]:
-    """Codes used by the whole dataset, their perplexity, and the error of held-out actions (squared, summed)."""
-    codes, heldout = vqvae.encode(data["observations"], data["actions"]), data["heldout"]
-    share = torch.bincount(codes, minlength=len(vqvae.codebook)) / len(codes)  # (K,)
-    error = (vqvae.decode(data["observations"][heldout], codes[heldout]) - data["actions"][heldout]).pow(2).sum(1)
-    numbers = {"codes_used": (share > 0).sum(), "perplexity": torch.special.entr(share).sum().exp()}
-    numbers["heldout_error"] = error.mean()
-    return {f"vqvae/{name}": number.item() for name, number in numbers.items()}
+def measure_quantizer(vqvae: VQVAE, data: Transitions, heldout: Tensor) -> dict[str, float]:
+    """How many codes the data set uses, and ||a - a~||^2 on rows that training does not see."""
+    code = vqvae.encode(data.obs, data.action)  # (N,)
+    share = torch.bincount(code, minlength=len(vqvae.codebook)) / len(code)  # (K,)
+    error = vqvae.decode(data.obs[heldout], code[heldout]) - data.action[heldout]
+    return {
+        "vqvae/codes_used": (share > 0).sum().item(),
+        "vqvae/perplexity": torch.special.entr(share).sum().exp().item(),  # exp(entropy) <= K
+        "vqvae/heldout_error": error.pow(2).sum(1).mean().item(),
+    }
 
 
 # --- stage 2: learner ---
-def td_loss(q: Tensor, rewards: Tensor, terminals: Tensor, next_value: Tensor, discount: float) -> Tensor:
+class Learner(nn.Module):
+    def __init__(self, args: Args, obs_dim: int):
+        super().__init__()
+        hidden = args.hidden_dim, args.hidden_dim
+        self.q = mlp(obs_dim, *hidden, args.codebook_size)  # Q(s, .): one output per code
+        self.q_target = copy.deepcopy(self.q).requires_grad_(False)  # Q'
+
+    @torch.no_grad()
+    def move_target(self, rate: float):
+        """Q' <- (1 - rate) Q' + rate Q, after every gradient step."""
+        for slow, fast in zip(self.q_target.parameters(), self.q.parameters(), strict=True):
+            slow.lerp_(fast, rate)
+
+
+def td_loss(q: Tensor, reward: Tensor, terminal: Tensor, next_value: Tensor, discount: float):
     """Mean squared TD error, no gradient through the target. All (B,) -> scalar"""
-    target = rewards + discount * (1 - terminals) * next_value
+    target = reward + discount * (1 - terminal) * next_value  # no next value after a terminal
     return (target.detach() - q).pow(2).mean()
 
 
 def conservative_loss(q: Tensor, code: Tensor) -> Tensor:
     """SAQ's exact CQL(H) penalty, mean of log sum_k exp Q(s,k) - Q(s,k_data). (B, K), (B,) -> scalar
 
-    It is the cross-entropy of softmax(Q) and the data's codes: behaviour cloning's loss (SAQ Eq. 12).
+    It is -log softmax(Q) of the data's code: behaviour cloning's loss (SAQ Eq. 12).
     """
     return (q.logsumexp(1) - q.gather(1, code[:, None]).squeeze(1)).mean()
 
 
 def backup_value(q: Tensor, target_q: Tensor, backup: str) -> Tensor:
-    """Value of a state under the policy of `q`, measured by the target network. (B, K), (B, K) -> (B,)"""
+    """Value of a state under the policy of Q, measured by Q'. (B, K), (B, K) -> (B,)"""
     if backup == "argmax":  # double Q-learning, as in the official code
         return target_q.gather(1, q.argmax(1, keepdim=True)).squeeze(1)
     return (q.softmax(1) * target_q).sum(1)  # E_{k ~ softmax(Q)}, exact
 
 
-def make_learner(args: Args, obs_dim: int) -> nn.ModuleDict:
-    """Q has one output per code."""
-    learner = nn.ModuleDict({"q": mlp(obs_dim, args.hidden_dim, args.hidden_dim, args.codebook_size)})
-    learner["q_target"] = copy.deepcopy(learner["q"]).requires_grad_(False)
-    return learner
-
-
-def learner_loss(args: Args, learner: nn.ModuleDict, data: dict[str, Tensor], index: Tensor) -> tuple[Tensor, dict]:
-    """TD loss and penalty on the transitions at `index`."""
-    for slow, fast in zip(learner["q_target"].parameters(), learner["q"].parameters(), strict=True):
-        slow.lerp_(fast.detach(), args.target_rate)  # the target network follows Q
-    next_obs, code = data["next_observations"][index], data["codes"][index]  # (B, obs_dim), (B,)
+def learner_loss(args: Args, learner: Learner, batch: Transitions) -> tuple[Tensor, dict]:
+    """Loss and metrics of a batch."""
     with torch.no_grad():
-        next_value = backup_value(learner["q"](next_obs), learner["q_target"](next_obs), args.backup)  # (B,)
-    q = learner["q"](data["observations"][index])  # (B, K)
-    data_q = q.gather(1, code[:, None]).squeeze(1)  # (B,)
-    q_loss = td_loss(data_q, data["rewards"][index], data["terminals"][index], next_value, args.discount)
-    penalty = conservative_loss(q, code)
-    loss = 0.5 * q_loss + args.conservatism * penalty  # CQL Eq. 1: half the squared error
+        next_q, next_target_q = learner.q(batch.next_obs), learner.q_target(batch.next_obs)  # (B, K)
+        next_value = backup_value(next_q, next_target_q, args.backup)  # sum_k pi(k|s') Q'(s', k)
+    q = learner.q(batch.obs)  # Q(s, .): (B, K)
+    data_q = q.gather(1, batch.code[:, None]).squeeze(1)  # Q(s, k_data)
+    q_loss = td_loss(
+        data_q, batch.reward, batch.terminal, next_value, args.discount
+    )  # E (r + gamma V' - Q)^2
+    penalty = conservative_loss(q, batch.code)  # E log sum_k exp Q(s, k) - Q(s, k_data)
+    loss = 0.5 * q_loss + args.conservatism * penalty  # CQL Eq. 1: 1/2 TD error + alpha penalty
     return loss, {"losses/q": q_loss, "losses/penalty": penalty, "charts/q": data_q.mean()}
 
 
-def policy(args: Args, learner: nn.ModuleDict, obs: Tensor) -> Tensor:
-    """log pi(k|s) of the policy that acts: (B, obs_dim) -> (B, K)"""
-    return F.log_softmax(learner["q"](obs), dim=1)
+# --- acting ---
+def log_policy(args: Args, learner: Learner, obs: Tensor) -> Tensor:
+    """log pi(k|s) of every code: (B, obs_dim) -> (B, K)"""
+    return F.log_softmax(learner.q(obs), dim=1)  # the penalty makes softmax(Q) a policy near the data's
+
+
+def make_act(args: Args, vqvae: VQVAE, learner: Learner, spaces: d4rl.Spaces):
+    """The policy as a function of raw observations, one or a batch: NumPy in, NumPy out."""
+    random = np.random.default_rng(1000 * args.seed)  # as the first episode of evaluation
+
+    @torch.no_grad()
+    def act(observation: np.ndarray, uniform: np.ndarray | None = None) -> np.ndarray:
+        """(obs_dim,) or (B, obs_dim) -> action likewise. `uniform` (B,), in [0, 1), draws the codes."""
+        obs = torch.as_tensor(np.atleast_2d(observation), dtype=torch.float32, device=args.device)
+        obs = (obs - spaces.obs_mean) / spaces.obs_std
+        probs = log_policy(args, learner, obs).exp()  # (B, K): pi(k|s)
+        size = probs.shape[1]
+        if args.acting == "mean":  # sum_k pi(k|s) d(s, e_k)
+            every_code = torch.arange(size, device=args.device).repeat(len(obs))  # (B * K,)
+            decoded = vqvae.decode(obs.repeat_interleave(size, 0), every_code)  # (B * K, .)
+            action = (probs[:, :, None] * decoded.view(len(obs), size, -1)).sum(1)
+        elif args.acting == "greedy":
+            action = vqvae.decode(obs, probs.argmax(1))
+        else:  # "sample": the first code up to which pi sums to more than `uniform`
+            uniform = random.random(len(obs)) if uniform is None else uniform
+            below = probs.cumsum(1) <= probs.new_tensor(uniform)[:, None]  # (B, K)
+            action = vqvae.decode(obs, below.sum(1).clamp(max=size - 1))
+        action = action.clamp(spaces.action_low, spaces.action_high).cpu().numpy()
+        return action if np.ndim(observation) > 1 else action[0]
+
+    return act
+
+
+# --- training loop ---
+def train(args: Args, run: runs.Run, stage: str, vqvae: VQVAE, learner: Learner, data: Transitions):
+    """Stage "quantizer" or "learner": draw a batch, loss, step; now and then measure and save."""
+    order = torch.randperm(len(data.obs), generator=torch.Generator().manual_seed(args.seed))
+    heldout, rows = order.to(args.device).tensor_split([len(order) // 20 + 1])  # 5 % and 95 %
+    model, steps = vqvae, args.vqvae_steps
+    if stage == "learner":  # it sees all rows: the 5 % are held out from the quantizer alone
+        model, steps, rows = learner, args.steps, torch.arange(len(order), device=args.device)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.Adam(weights, lr=args.lr, fused=True)
+    generator = torch.Generator(args.device).manual_seed(args.seed)  # draws the batches
+    first = run.restore(stage, model, optimizer, generator)  # 0, or where a run was interrupted
+    progress = tqdm(range(first, steps), initial=first, total=steps, desc=stage, mininterval=1)
+    for step in progress:
+        if args.anneal_lr:
+            optimizer.param_groups[0]["lr"] = args.lr * float(1 + np.cos(np.pi * step / steps)) / 2
+        torch.manual_seed(args.seed * 10**6 + step + 1)  # noise in a loss is the same when resumed
+        draw = torch.randint(len(rows), (args.batch_size,), generator=generator, device=args.device)
+        index = rows[draw]  # (B,)
+        batch = Transitions(*(array[index] for array in data))
+
+        if stage == "quantizer":
+            loss, metrics, embedding, code = quantizer_loss(args, vqvae, batch)
+        else:
+            loss, metrics = learner_loss(args, learner, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if stage == "quantizer":
+            vqvae.move_codebook(embedding, code)
+        else:
+            learner.move_target(args.target_rate)
+
+        run.log(metrics)
+        if (step + 1) % args.eval_every == 0 or step + 1 == steps:
+            if stage == "quantizer":
+                measured = measure_quantizer(vqvae, data, heldout)
+            else:
+                measured = evaluate(args, make_act(args, vqvae, learner, run.spaces))
+            shown = run.record(stage, step + 1, steps, measured, model, optimizer, generator)
+            progress.set_postfix(shown)
 
 
 # --- main ---
 def main(args: Args) -> float:
-    """Train both stages, or what is left of them, or only play; return the final normalized score."""
+    """Data, stage 1, encode, stage 2, result; or only play. Returns the final normalized score."""
     torch.set_num_threads(args.threads)
-    torch.set_flush_denormal(True)  # count numbers below 1e-38 as 0: some processors take far longer for them
-    torch.manual_seed(args.seed)  # the initial weights; batches and evaluation have generators of their own
-    task = d4rl.playable_task(args.env_id)
-    sizes = (task.observation_size, task.action_size, args.codebook_size, args.embedding_dim, args.vqvae_hidden_dim)
-    vqvae = VQVAE(*sizes, args.codebook_form, args.revive, args.condition_on_obs).to(args.device)
-    learner = make_learner(args, task.observation_size).to(args.device)
+    torch.set_flush_denormal(True)  # below 1e-38 is 0: such numbers slow some processors
+    torch.manual_seed(args.seed)  # the initial weights
+    d4rl.playable_task(args.env_id)  # its simulator is here, or one sentence says what to install
     if args.evaluate:
-        checkpoint = read_checkpoint(args.evaluate, "learner")
-        vqvae.load_state_dict(checkpoint["stages"]["quantizer"]["model"])
-        learner.load_state_dict(checkpoint["stages"]["learner"]["model"])
-        data = {name: checkpoint[name].to(args.device) for name in ("obs_mean", "obs_std")}
-        result = evaluate(args, vqvae, learner, data, video=Path(args.evaluate) if args.capture_video else None)
-        print(f"score {result['eval/score']:.1f} over {args.eval_episodes} episodes")
-        return result["eval/score"]
-    data = load_data(args)
-    run = start_run(args, data)
+        return play(args)
+    data, spaces = load_data(args)
+    vqvae, learner = make_models(args, spaces)
+    run = runs.Run(SCRIPT, args, spaces)
 
-    # Stage 1: train the quantizer, then encode the whole dataset once.
-    loss, measure = partial(quantizer_loss, vqvae, data), partial(measure_quantizer, vqvae, data)
-    train(args, run, "quantizer", args.vqvae_steps, vqvae, data["train"], loss, measure)
-    data["codes"] = vqvae.encode(data["observations"], data["actions"])  # (N,)
+    train(args, run, "quantizer", vqvae, learner, data)
+    # Encode the data set once. From here on the quantizer is frozen: if a code changed its meaning,
+    # what Q has learned about it would be wrong.
+    data = data._replace(code=vqvae.encode(data.obs, data.action))
+    train(args, run, "learner", vqvae, learner, data)
 
-    # Stage 2: the learner sees codes only, of all transitions: the 5 % were held out from stage 1 alone.
-    loss, measure = partial(learner_loss, args, learner, data), partial(evaluate, args, vqvae, learner, data)
-    train(args, run, "learner", args.steps, learner, torch.arange(len(data["codes"])).to(args.device), loss, measure)
-
-    scores = [row["eval/score"] for row in run["history"] if row["stage"] == "learner"]
-    result = {"score": scores[-1], "best_score": max(scores), "returns": run["returns"], "episodes": args.eval_episodes}
-    result |= {"env_id": args.env_id, "script": SCRIPT, "seed": args.seed}
-    result["seconds"] = {stage: state["seconds"] for stage, state in run["stages"].items()}
-    result["versions"] = {name: version(name) for name in ("torch", "numpy", "gymnasium", "mujoco", "d4rl")}
-    write(run["folder"] / "result.json", json.dumps(result, indent=2).encode())
+    score = run.finish()
     if args.capture_video:
-        evaluate(args, vqvae, learner, data, video=run["folder"])
-    run["writer"].close()
-    print(f"score {scores[-1]:.1f} (best {max(scores):.1f}) over {args.eval_episodes} episodes; {run['folder']}")
-    return scores[-1]
+        evaluate(args, make_act(args, vqvae, learner, spaces), video=run.folder)
+    return score
+
+
+# --- plumbing, the same in every script ---
+SCRIPT = Path(__file__).stem
+ROBOTS = ("hopper", "halfcheetah", "walker2d")
+SETTINGS = {  # how an env-id begins: its own defaults on the command line; a later line wins
+    "maze2d-large-demos": dict(vqvae_steps=3000, steps=4000, eval_every=2000),
+    (*ROBOTS, "pen", "door", "hammer", "relocate"): dict(normalize_rewards=True, acting="mean"),
+    ROBOTS: dict(lr=1e-3, anneal_lr=True),
+    tuple(f"{robot}-medium-replay" for robot in ROBOTS): dict(acting="greedy"),
+    "antmaze": dict(reward_shift=-0.5, reward_scale=4.0, eval_episodes=100),
+    "kitchen": dict(codebook_size=64),
+    "robomimic": dict(reward_scale=100.0, eval_every=10_000, eval_episodes=50),
+}
+LIMITS = {  # of numbers; where none is given, counts start at 1 and other numbers at 0
+    "seed": (0, 1e9),
+    "discount": (0, 1),
+    "reward_shift": (-1e9, 1e9),
+}
+ACTING = ("acting",)  # what --evaluate may change of how the policy acts
+
+
+def load_data(args: Args) -> tuple[Transitions, d4rl.Spaces]:
+    """The task's transitions, and what acting has to know of observations and actions, as tensors."""
+    dataset = d4rl.get_dataset(args.env_id, args.dataset_path or None)
+    print(f"{args.env_id} on {args.device}: {d4rl.describe(args.env_id, dataset)}")
+    arrays = d4rl.qlearning_dataset(args.env_id, dataset=dataset).values()
+    arrays = [torch.as_tensor(array, dtype=torch.float32, device=args.device) for array in arrays]
+    obs, action, next_obs, reward, terminal = arrays
+    low, high = (torch.as_tensor(x, device=args.device) for x in d4rl.action_bounds(args.env_id))
+    spaces = d4rl.Spaces(obs.mean(0), obs.std(0) + 1e-3, low, high)  # 1e-3: some entries never change
+    obs = (obs - spaces.obs_mean) / spaces.obs_std
+    next_obs = (next_obs - spaces.obs_mean) / spaces.obs_std
+    scale = args.reward_scale
+    if args.normalize_rewards:
+        scale *= 1000 / d4rl.return_range(args.env_id, dataset)
+    reward = (reward + args.reward_shift) * scale
+    no_code = torch.full((len(obs),), -1, device=args.device)
+    return Transitions(obs, action, reward, next_obs, terminal, no_code), spaces
+
+
+def make_models(args: Args, spaces: d4rl.Spaces) -> tuple[VQVAE, Learner]:
+    """Both with their initial weights."""
+    sizes = (len(spaces.obs_mean), len(spaces.action_low))
+    sizes += (args.codebook_size, args.embedding_dim, args.vqvae_hidden_dim)
+    vqvae = VQVAE(*sizes, args.codebook_form, args.revive, args.condition_on_obs)
+    return vqvae.to(args.device), Learner(args, len(spaces.obs_mean)).to(args.device)
+
+
+def evaluate(args: Args, act, video: Path | None = None) -> dict:
+    """Play `eval_episodes` episodes. `video`: a folder for an mp4 of the first one."""
+    path = args.dataset_path or None
+    returns = d4rl.evaluate(args.env_id, act, args.eval_episodes, args.seed, video, path)
+    score = 100 * d4rl.get_normalized_score(args.env_id, np.mean(returns))
+    return {"eval/score": float(score), "eval/return": float(np.mean(returns)), "returns": returns}
+
+
+def play(args: Args) -> float:
+    """The score of the finished run in the folder `args.evaluate`."""
+    video = Path(args.evaluate) if args.capture_video else None
+    score = evaluate(args, load(args.evaluate, args), video)["eval/score"]
+    print(f"score {score:.1f} over {args.eval_episodes} episodes")
+    return score
+
+
+def load(folder: str, args: Args | None = None, **changes):
+    """The policy of a finished run: `act = load("runs/NAME")`, then `action = act(observation)`.
+
+    It runs on the CPU. `changes` are flags that --evaluate may change, such as acting="greedy".
+    """
+    saved = runs.read_run(folder, SCRIPT, Args, stage="learner")
+    args = args or Args(**{**saved["args"], "device": "cpu", **changes})
+    spaces = d4rl.Spaces(*(array.to(args.device) for array in saved["spaces"]))
+    vqvae, learner = make_models(args, spaces)
+    vqvae.load_state_dict(saved["stages"]["quantizer"]["model"])
+    learner.load_state_dict(saved["stages"]["learner"]["model"])
+    return make_act(args, vqvae, learner, spaces)
+
+
+def parse_args(argv: list[str] | None = None) -> Args:
+    """A flag wins over the run that it names (--resume and the like), that over the task's SETTINGS."""
+    return runs.parse_args(Args, SCRIPT, SETTINGS, LIMITS, ACTING, argv)
 
 
 if __name__ == "__main__":
     try:
         main(parse_args())
-    except (d4rl.DatasetError, NotADirectoryError, PermissionError) as error:
-        stop(str(error))
+    except (d4rl.UsageError, NotADirectoryError, PermissionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

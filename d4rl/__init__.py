@@ -12,7 +12,8 @@ keeps its names, its task ids, the arrays it returns and its reference scores:
 `tasks.py` and `tasks.tsv` list the tasks, `downloads.py` gets datasets, `data.py` reads and checks them and
 `evaluation.py` plays episodes. `environments.py` (Adroit, maze2d), `antmaze.py` and `kitchen.py` hold the environments
 that differ from Gymnasium's and Gymnasium-Robotics' own. `robomimic_tasks.py` and `minari_datasets.py` bring
-robomimic's and Minari's tasks through the same functions.
+robomimic's and Minari's tasks through the same functions. `runs.py` (imported by name) is for the training scripts:
+command line, run folders, checkpoints.
 """
 
 import re
@@ -20,13 +21,25 @@ import warnings
 
 import gymnasium
 
-from d4rl.data import describe, episode_returns, get_dataset, get_normalized_score, qlearning_dataset
+from d4rl.data import (
+    Spaces,
+    action_bounds,
+    describe,
+    episode_returns,
+    get_dataset,
+    get_normalized_score,
+    qlearning_dataset,
+    return_range,
+)
 from d4rl.evaluation import evaluate, make, playable_task
-from d4rl.tasks import TASKS, DatasetError, Task, task
+from d4rl.tasks import TASKS, DatasetError, Task, UsageError, task
 
 __all__ = [
     "DatasetError",
+    "Spaces",
     "Task",
+    "UsageError",
+    "action_bounds",
     "describe",
     "episode_returns",
     "evaluate",
@@ -35,6 +48,7 @@ __all__ = [
     "make",
     "playable_task",
     "qlearning_dataset",
+    "return_range",
     "task",
 ]
 

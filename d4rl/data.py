@@ -7,6 +7,7 @@ dataset is raised as a `DatasetError`: one sentence that says what is wrong and 
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -15,6 +16,24 @@ from d4rl import downloads, minari_datasets, robomimic_tasks
 from d4rl.tasks import DatasetError, Task, task
 
 REQUIRED = ("observations", "actions", "rewards", "terminals")
+
+
+class Spaces(NamedTuple):
+    """What a policy has to know of a task's observations and actions: arrays or tensors."""
+
+    obs_mean: object  # (observation size,): of the data; a policy sees (observation - mean) / std
+    obs_std: object  # (observation size,)
+    action_low: object  # (action size,): bounds of the action space
+    action_high: object  # (action size,)
+
+
+def action_bounds(env_id: str) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest actions of a task, each (action size,), float32: -1 and 1 but for Minari's."""
+    spec = task(env_id)
+    if spec.is_minari:
+        return minari_datasets.action_bounds(env_id)
+    high = np.ones(spec.action_size, np.float32)
+    return -high, high
 
 
 def get_normalized_score(env_id: str, returns):
@@ -204,6 +223,15 @@ def episode_returns(env_id: str, dataset: dict[str, np.ndarray]) -> np.ndarray:
     # A demonstration of robomimic's is rewarded for as long as it stays at the goal; evaluation ends at the first time.
     reduce = np.maximum if spec.is_robomimic else np.add
     return reduce.reduceat(dataset["rewards"][: ends[-1] + 1].astype(np.float64), starts)
+
+
+def return_range(env_id: str, dataset: dict[str, np.ndarray]) -> float:
+    """Best minus worst return of a dataset's episodes; DatasetError if all are equal."""
+    spread = float(np.ptp(episode_returns(env_id, dataset)))
+    if spread == 0:
+        problem = "All episodes have the same return, so rewards cannot be normalised by best - worst return"
+        raise DatasetError(f"{problem}: give --no-normalize-rewards and a --reward-scale.")
+    return spread
 
 
 def describe(env_id: str, dataset: dict[str, np.ndarray]) -> str:

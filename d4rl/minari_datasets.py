@@ -99,6 +99,13 @@ def read(env_id: str) -> dict[str, np.ndarray]:
         raise _unreadable(env_id, error) from error
 
 
+def action_bounds(env_id: str) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest actions, each (action size,), float32. Raises as `task`."""
+    task(env_id)
+    space = spaces.flatten_space(_load(env_id).action_space)
+    return space.low.astype(np.float32), space.high.astype(np.float32)
+
+
 def make(env_id: str, render_mode: str | None = None) -> gymnasium.Env:
     """The environment that the dataset names for evaluation, with its horizon; observations and actions are joined.
 

@@ -13,8 +13,12 @@ ROBOMIMIC = (
 PACKAGE = Path(__file__).parent
 
 
-class DatasetError(ValueError):
-    """A task id or a dataset that cannot be used; the message is one sentence for the user."""
+class UsageError(ValueError):
+    """Something that the user has to change; the message is one sentence: what is wrong and what to do."""
+
+
+class DatasetError(UsageError):
+    """A task id or a dataset that cannot be used."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,210 @@
+"""The runs of the training scripts: command line, folder, logs, and what a killed run resumes from.
+
+A run's folder holds `checkpoint.pt` (all that --resume, --evaluate and --quantizer-from need), `args.json`,
+`metrics.csv`, TensorBoard's events and, once it is finished, `result.json`. Each file is replaced in one step,
+so a kill leaves the old one or the new one. `import d4rl` does not load this module: it needs PyTorch.
+"""
+
+import io
+import json
+import os
+import sys
+import time
+from dataclasses import asdict, fields, replace
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import tyro
+from torch.utils.tensorboard import SummaryWriter
+
+from d4rl.tasks import UsageError
+
+# What may change when a run is resumed, what when it is played, and what a quantizer is made of.
+RESUME = {"resume", "device", "threads", "track", "capture_video"}
+PLAY = {"evaluate", "dataset_path", "device", "threads", "capture_video", "seed", "eval_episodes"}
+QUANTIZER = {"vqvae_steps", "vqvae_hidden_dim", "codebook_size", "embedding_dim", "codebook_form", "revive"}
+QUANTIZER |= {"condition_on_obs"}
+
+
+# --- command line ---
+def parse_args(cls, script: str, settings: dict, limits: dict, play: tuple = (), argv: list[str] | None = None):
+    """The command line as an instance of the dataclass `cls`: a flag wins over the run that it names (--resume,
+    --evaluate, --quantizer-from), and that over the task's settings.
+
+    Args:
+        script: its name, without .py.
+        settings: for how an env-id begins (or a tuple of these), other defaults; a later entry wins.
+        limits: lowest and highest value of a number; else counts start at 1 and other numbers at 0.
+        play: what --evaluate may change besides `PLAY`.
+
+    Raises:
+        UsageError: a value out of its limits, a folder that holds no such run, a flag that contradicts it.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    early = tyro.cli(cls, args=[word for word in argv if word not in ("-h", "--help")])
+    defaults, fixed, folder = {"env_id": early.env_id}, {}, early.resume or early.evaluate
+    for begin, values in settings.items():
+        if early.env_id.startswith(begin):
+            defaults |= values
+    if folder:
+        defaults = read_run(folder, script, cls)["args"]
+        free = RESUME if early.resume else PLAY | set(play)
+        fixed = {name: value for name, value in defaults.items() if name not in free}
+    elif folder := getattr(early, "quantizer_from", ""):
+        saved = read_run(folder, stage="quantizer")["args"]
+        fixed = {name: value for name, value in saved.items() if name in QUANTIZER}
+    args = tyro.cli(cls, args=argv, default=cls(**defaults | fixed))
+    for name, value in asdict(args).items():
+        flag = f"--{name.replace('_', '-')} is {value}"
+        if value != fixed.get(name, value):
+            raise UsageError(f"{flag}, but {fixed[name]} in {folder}, and has to stay so; leave the flag out.")
+        low, high = limits.get(name, (1 if isinstance(value, int) else 0, 1e9))
+        if type(value) in (int, float) and not low <= value <= high:
+            raise UsageError(f"{flag}; it has to be at least {low} and at most {high}.")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda needs a GPU that PyTorch can use, and there is none; use --device cpu.")
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    return replace(args, device=auto if args.device == "auto" else args.device)
+
+
+# --- folder ---
+def read_run(folder: str | Path, script: str = "", cls=None, stage: str = "") -> dict:
+    """The checkpoint of a run: of this script with these arguments, or of any if only a stage is wanted.
+
+    Raises:
+        UsageError: no checkpoint, one of another script or version, or `stage` is not finished.
+    """
+    path = Path(folder, "checkpoint.pt")
+    try:
+        saved = torch.load(path, weights_only=True, map_location="cpu")
+        owner, names, stages = saved["script"], saved["args"].keys(), saved["stages"]
+    except Exception as error:  # no such file, a damaged one, or something else: each fails in its own way
+        reason = "no such file" if not path.exists() else "damaged, or not a run's"
+        raise UsageError(f"{folder} is not the folder of a run ({path}: {reason}); give one as runs/NAME.") from error
+    if cls and (owner != script or names != {field.name for field in fields(cls)}):
+        raise UsageError(f"{folder} is a run of {owner}.py, or of another version of it; use that one.")
+    if stage and not stages.get(stage, {}).get("finished"):
+        raise UsageError(f"{folder} has no finished {stage}; go on with --resume {folder}, or name another run.")
+    return saved
+
+
+def _write(path: Path, content: bytes):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".tmp").write_bytes(content)
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+class Run:
+    """A run that trains, in a new folder below `args.runs_dir` or, with `args.resume`, in its own.
+
+    Args:
+        spaces: a `d4rl.Spaces` of tensors; it becomes part of the checkpoint.
+    """
+
+    def __init__(self, script: str, args, spaces):
+        self.args, self.spaces = args, spaces
+        name = f"{args.env_id.replace('/', '-')}__{script}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
+        self.folder = Path(args.resume or Path(args.runs_dir, name))
+        self.saved = {"script": script, "args": asdict(args), "spaces": tuple(spaces), "stages": {}}
+        self.saved |= {"history": [], "returns": []}
+        if args.resume:
+            self.saved = read_run(args.resume)
+        elif getattr(args, "quantizer_from", ""):
+            self._take_quantizer(args.quantizer_from)
+        self._save()
+        _write(self.folder / "args.json", json.dumps({"script": script, **self.saved["args"]}, indent=2).encode())
+        if args.track:
+            import wandb
+
+            settings = dict(config=asdict(args), dir=self.folder, resume="allow")
+            self.wandb = wandb.init(project="saq", id=self.folder.name, **settings)
+            wandb.define_metric("*", step_metric="step")
+        self.writer = SummaryWriter(self.folder)
+        self._begin()
+        print(self.folder)
+
+    def _take_quantizer(self, folder: str):
+        other = read_run(folder, stage="quantizer")
+        if not torch.equal(other["spaces"][0], self.spaces[0].cpu()):
+            raise UsageError(f"the quantizer in {folder} was trained on other data; leave --quantizer-from out.")
+        self.saved["stages"]["quantizer"] = other["stages"]["quantizer"]
+        self.saved["history"] = [row for row in other["history"] if row["stage"] == "quantizer"]
+
+    def _begin(self):
+        """Of what the next row of metrics is about."""
+        self.start, self.count, self.sums = time.time(), 0, {}
+
+    def restore(self, stage: str, model, optimizer, generator: torch.Generator) -> int:
+        """Put a stage back to its last checkpoint; return the number of its updates."""
+        self._begin()
+        state = self.saved["stages"].get(stage)
+        if state is None:
+            return 0
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        generator.set_state(state["generator"])
+        return state["step"]
+
+    def log(self, metrics: dict[str, torch.Tensor]):
+        """The metrics of one update; `record` takes their mean."""
+        for name, metric in metrics.items():
+            self.sums[name] = self.sums.get(name, 0) + metric.detach()
+        self.count, self.last = self.count + 1, time.time()
+
+    def record(self, stage: str, step: int, steps: int, measured: dict, model, optimizer, generator) -> dict:
+        """A row of metrics.csv and a checkpoint, after update `step` of `steps`; returns what a bar shows.
+
+        `measured` is added to the means of what was logged; its "returns" are those of an evaluation.
+        """
+        seconds = self.saved["stages"].get(stage, {"seconds": 0.0})["seconds"] + time.time() - self.start
+        row = {name: float(total) / self.count for name, total in self.sums.items()}
+        row[f"time/{stage}_updates_per_second"] = self.count / (self.last - self.start)
+        row |= {**measured, f"time/{stage}_seconds": seconds}
+        self.saved["returns"] = row.pop("returns", [])
+        self.saved["history"].append({"stage": stage, "step": step} | row)
+        self.saved["stages"][stage] = {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "generator": generator.get_state(),
+            "step": step,
+            "finished": step == steps,
+            "seconds": seconds,
+        }
+        for name, value in row.items():
+            self.writer.add_scalar(name, value, step)
+        if self.args.track:
+            self.wandb.log({"stage": stage, "step": step} | row)
+        self._save()
+        self._begin()
+        return {name: f"{value:.3g}" for name, value in row.items() if not name.startswith(("time", "charts"))}
+
+    def _save(self):
+        """The checkpoint, then metrics.csv, which is its history as a table."""
+        buffer = io.BytesIO()
+        torch.save(self.saved, buffer)
+        _write(self.folder / "checkpoint.pt", buffer.getvalue())
+        columns = dict.fromkeys(name for row in self.saved["history"] for name in row)
+        lines = [",".join(columns)]
+        for row in self.saved["history"]:
+            lines.append(",".join(str(row.get(name, "")) for name in columns))
+        _write(self.folder / "metrics.csv", "".join(f"{line}\n" for line in lines).encode())
+
+    def finish(self) -> float:
+        """Write result.json and print the final score, which is returned."""
+        scores = [row["eval/score"] for row in self.saved["history"] if "eval/score" in row]
+        args, returns = self.saved["args"], self.saved["returns"]
+        result = {
+            "score": scores[-1],
+            "best_score": max(scores),
+            "returns": returns,
+            "episodes": len(returns),
+        }
+        result |= {"env_id": args["env_id"], "script": self.saved["script"], "seed": args["seed"]}
+        result["seconds"] = {stage: state["seconds"] for stage, state in self.saved["stages"].items()}
+        result["versions"] = {name: version(name) for name in ("torch", "numpy", "gymnasium", "mujoco", "d4rl")}
+        _write(self.folder / "result.json", json.dumps(result, indent=2).encode())
+        self.writer.close()
+        print(f"score {scores[-1]:.1f} (best {max(scores):.1f}) over {len(returns)} episodes; {self.folder}")
+        return scores[-1]
