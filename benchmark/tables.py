@@ -234,20 +234,6 @@ def paper_table(tasks: dict[str, dict[str, float]], runs: Runs) -> str:
     return table(["task", "whose", *methods], rows)
 
 
-def budget_table(runs: Runs) -> str:
-    """What the runs of every set were trained on, and for how long."""
-    rows = []
-    for set_name in sets_of(runs):
-        group = [run for (name, _), seeds in runs.items() if name == set_name for run in seeds.values()]
-        columns = [{set_name.removesuffix(" (stand-in)")}, {run["data"] for run in group}]
-        for key in ("vqvae_steps", "steps", "eval_episodes"):
-            columns.append({run["args"].get(key) for run in group} - {None})
-        columns.append({run["seed"] for run in group})
-        cells = [", ".join(map(str, sorted(column))) for column in columns]
-        rows.append([SETS.get(set_name, set_name), *cells])
-    return table(["data", "task", "file", "quantizer updates", "learner updates", "episodes", "seeds"], rows)
-
-
 def markdown(runs: Runs) -> str:
     """The whole of tables.md."""
     every = [run for seeds in runs.values() for run in seeds.values()]
@@ -262,7 +248,6 @@ Stand-ins have the benchmarks' formats but are not their files ([docs/data.md](.
 here is a D4RL or robomimic score. Scores are normalized, 0 is random and 100 an expert (on the maze the
 demonstrations); on robomimic (the arm) they are the success in %. All are of the last update.
 
-{budget_table(runs)}
 Versions: {", ".join(versions)}.
 
 ## Scores
@@ -282,8 +267,8 @@ more, each counting the same. Nothing is corrected for looking at many pairs.
 {aquadem}
 ## The paper's tables
 
-The paper's figures are from D4RL and robomimic with the full recipe, ours from stand-ins with the budget
-above. **They cannot be compared**, except for the sign of a difference. 1: averages by domain; 2: robomimic,
+The paper's figures are from D4RL and robomimic with the full recipe, ours from stand-ins with a small budget.
+**They cannot be compared**, except for the sign of a difference. 1: averages by domain; 2: robomimic,
 success in %; 3: the quantizer without and with the state; 4: number of codes; 5: all tasks of D4RL.
 
 {"".join(parts)}The paper's figures do not agree with each other everywhere. They are copied as printed:

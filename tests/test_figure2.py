@@ -27,16 +27,16 @@ class Linear(nn.Module):
 @pytest.fixture
 def learner_and_data():
     torch.manual_seed(0)
-    args = cql.parse_args(["--device", "cpu", "--hidden-dim", "16", "--num-actions", "3", "--seed", "5"])
-    data = {name: torch.randn(40, 4) for name in ("observations", "next_observations")}
-    data |= {"actions": torch.rand(40, 2) * 2 - 1, "rewards": torch.randn(40), "terminals": torch.zeros(40)}
-    return args, cql.make_learner(args, 4, 2), data
+    args = cql.parse_args(["--device", "cpu", "--hidden-dim", "16", "--num-actions", "3"])
+    obs, next_obs, action = torch.randn(40, 4), torch.randn(40, 4), torch.rand(40, 2) * 2 - 1
+    return args, cql.Learner(args, 4, 2), cql.Transitions(obs, action, obs[:, 0], next_obs, torch.zeros(40))
 
 
 def test_the_integral_of_a_linear_q_is_a_product_of_two_sinh():
-    learner = nn.ModuleDict({"q": nn.ModuleList([Linear(3.0, -5.0), Linear(0.5, 20.0)])})
-    found = figure2.exact_integral(learner, torch.tensor([[0.0], [300.0]]), side=401)  # exp 300 is beyond float32
-    by_hand = [sum(np.log(2 * np.sinh(slope) / slope) for slope in slopes) for slopes in ((3, 5), (0.5, 20))]
+    learner = nn.Module()
+    learner.q = nn.ModuleList([Linear(3.0, -5.0), Linear(0.5, 4.0)])
+    found = figure2.exact_integral(learner, torch.tensor([[0.0], [300.0]]))  # exp 300 is beyond float32
+    by_hand = [sum(np.log(2 * np.sinh(slope) / slope) for slope in slopes) for slopes in ((3, 5), (0.5, 4))]
     assert np.allclose(found, [[one, one + 300] for one in by_hand], atol=2e-3)
 
 
@@ -51,19 +51,20 @@ def test_the_integral_of_a_narrow_peak(width):
 
 def test_the_estimate_is_the_one_that_the_training_minimises(learner_and_data):
     args, learner, data = learner_and_data
-    index = torch.arange(8)
-    _, metrics = cql.learner_loss(args, learner, data, index)
-    torch.manual_seed(args.seed * 10**6 + 1)  # learner_loss's own at its first update
-    names = ("observations", "actions", "next_observations")
-    found = figure2.estimated_penalty(learner, args.num_actions, *(data[name][index] for name in names))
-    assert found.shape == (8,) and torch.allclose(found.mean(), metrics["losses/penalty"], atol=1e-5)
+    torch.manual_seed(1)
+    _, metrics = cql.learner_loss(args, learner, data)
+    torch.manual_seed(1)
+    found = figure2.estimated_penalty(learner, args.num_actions, data)
+    assert found.shape == (40,) and torch.allclose(found.mean(), metrics["losses/penalty"], atol=1e-5)
 
 
-def test_the_estimate_of_a_flat_q_is_near_the_exact_value_and_a_peak_is_missed(learner_and_data):
+def test_a_flat_q_is_estimated_well_a_peak_is_missed_and_measuring_draws_nothing(learner_and_data):
     args, learner, data = learner_and_data
+    before = torch.get_rng_state()
     flat = figure2.cql_penalties(args, learner, data)
     assert abs(flat["error"]) < 0.05 and flat["noise"] < 0.3
-    for critic in learner["q"]:
+    assert torch.equal(torch.get_rng_state(), before)
+    for critic in learner.q:
         critic[0].weight.data[:, 4:] *= 50  # steep in the action
         critic[-1].weight.data *= 10
     peaked = figure2.cql_penalties(args, learner, data)
@@ -71,72 +72,50 @@ def test_the_estimate_of_a_flat_q_is_near_the_exact_value_and_a_peak_is_missed(l
     assert peaked["error_3"] == pytest.approx(peaked["error"])
 
 
-def test_measuring_leaves_the_random_numbers_alone(learner_and_data):
-    torch.manual_seed(1)
-    expected = torch.rand(3)
-    torch.manual_seed(1)
-    figure2.cql_penalties(*learner_and_data)
-    assert torch.equal(torch.rand(3), expected)
-
-
-def test_a_tiny_run_is_skipped_when_finished_and_drawn(tmp_path, monkeypatch, capsys):
-    flags = " ".join(tiny("cql", steps=20, eval_every=10, episodes=1)) + " --num-actions 2"
-    saq_flags = " ".join(tiny("saq_cql", steps=20, eval_every=10, episodes=1))
+def test_a_tiny_run_is_measured_skipped_resumed_and_drawn(tmp_path, monkeypatch, capsys):
+    flags = " ".join(tiny("cql", episodes=1)) + " --num-actions 2"
+    saq_flags = " ".join(tiny("saq_cql", episodes=1))
     monkeypatch.setattr(figure2, "RUNS", {flags: {"cql": (0,)}, saq_flags: {"saq_cql": (0,)}})
     monkeypatch.setattr(figure2, "STATES", 4)
-    options = figure2.Args(out=str(tmp_path / "out.jsonl"), runs_dir=str(tmp_path), figures=str(tmp_path))
-    figure2.main(options)
-    written = (tmp_path / "out.jsonl").read_text()
-    lines = [json.loads(line) for line in written.splitlines()]
-    assert [(x["script"], x["step"]) for x in lines] == [("cql", 10), ("cql", 20), ("saq_cql", 10), ("saq_cql", 20)]
-    for x in lines[:2]:
-        assert x["estimated"] - x["exact"] == pytest.approx(x["error"], abs=2e-4)
-        assert x["exact_low"] <= x["exact"] <= x["exact_high"] and x["noise"] > 0
-    assert "grid_error" not in lines[0] and 0 <= lines[1]["grid_error"] < 0.01
+    written = {}
+    for name in ("unbroken", "killed"):
+        folder = tmp_path / name
+        options = figure2.Args(out=str(tmp_path / f"{name}.jsonl"), runs_dir=str(folder), figures=str(folder))
+        if name == "killed":
+            evaluate, calls = cql.evaluate, []
+
+            def evaluate_once(*given, evaluate=evaluate, calls=calls, **more):
+                calls.append(given)
+                if len(calls) == 2:
+                    raise KeyboardInterrupt
+                return evaluate(*given, **more)
+
+            with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+                patched.setattr(cql, "evaluate", evaluate_once)
+                figure2.main(options)
+        figure2.main(options)
+        written[name] = (tmp_path / f"{name}.jsonl").read_text()
+        figure2.main(options)
+        assert (tmp_path / f"{name}.jsonl").read_text() == written[name]  # skipped
+    assert written["killed"] == written["unbroken"]
+
+    lines = [json.loads(line) for line in written["killed"].splitlines()]
+    steps = [(line["script"], line["step"]) for line in lines]
+    assert steps == [("cql", 10), ("cql", 20), ("saq_cql", 10), ("saq_cql", 20)]
+    for line in lines[:2]:
+        assert line["estimated"] - line["exact"] == pytest.approx(line["error"], abs=2e-4)
+        assert line["exact_low"] <= line["exact"] <= line["exact_high"] and line["noise"] > 0
     assert "estimated" not in lines[2] and 0 < lines[2]["exact"] < np.log(100)
 
-    figure2.main(options)
-    assert (tmp_path / "out.jsonl").read_text() == written  # skipped
-
     capsys.readouterr()
-    figure2.main(figure2.Args(out=options.out, table=True))
-    printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 4 and f"| {lines[1]['exact']:.2f} | {lines[1]['error']:.2f} |" in printed[2]
-
     monkeypatch.setattr(figure2, "ROWS", (("tiny", flags, saq_flags), ("tiny again", flags, saq_flags)))
-    options.plot = True
+    options.table = options.plot = True
     figure2.main(options)
-    first = (tmp_path / "figure2.svg").read_bytes()
-    figure2.main(options)
-    assert (tmp_path / "figure2.svg").read_bytes() == first and (tmp_path / "figure2.png").stat().st_size > 10_000
-
-
-def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path, monkeypatch):
-    flags = " ".join(tiny("cql", steps=20, eval_every=10, episodes=1))
-    monkeypatch.setattr(figure2, "RUNS", {flags: {"cql": (0,)}})
-    monkeypatch.setattr(figure2, "STATES", 4)
-    unbroken, killed = (
-        figure2.Args(out=str(tmp_path / f"{name}.jsonl"), runs_dir=str(tmp_path / name))
-        for name in ("unbroken", "killed")
-    )
-    figure2.main(unbroken)
-    record = figure2.record
-
-    def killed_after_one(out, args, name, flags, history):
-        record(out, args, name, flags, history)
-        if history:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(figure2, "record", killed_after_one)
-        figure2.main(killed)
-    both = [(tmp_path / f"{name}.jsonl").read_text().splitlines() for name in ("unbroken", "killed")]
-    assert both[1] == both[0][:1]
-    figure2.main(killed)
-    assert (tmp_path / "killed.jsonl").read_text() == (tmp_path / "unbroken.jsonl").read_text()
+    assert f"| {lines[1]['exact']:.2f} |" in capsys.readouterr().out.splitlines()[2]
+    assert (folder / "figure2.png").stat().st_size > 10_000
 
 
 def test_no_results_is_one_sentence(tmp_path, capsys):
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit, match="2"):
         figure2.main(figure2.Args(out=str(tmp_path / "none.jsonl"), plot=True))
-    assert stopped.value.code == 2 and "figure2.py" in capsys.readouterr().err
+    assert "run figure2.py without --plot" in capsys.readouterr().err
