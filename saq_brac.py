@@ -33,9 +33,9 @@ from vqvae import VQVAE, mlp
 @dataclass
 class Args:
     # --- SAQ-BRAC ---
-    behaviour_weight: float = 3.0  # beta: weight of log pi_beta in the critic's target and the policy's loss
+    behaviour_weight: float = 3.0  # beta: weight of log pi_beta in the critic's target and pi's loss
     entropy_weight: float = 3.0  # alpha: weight of the policy's entropy in its loss
-    target_entropy: bool = True  # the critic's target has the entropy too (BRAC's KL); off: SAQ Eq. 3
+    target_entropy: bool = True  # the target has the entropy too (BRAC's KL); off: SAQ Eq. 3
 
     # --- learner ---
     steps: int = 30_000  # gradient updates
@@ -141,7 +141,7 @@ def policy_loss(log_pi: Tensor, q: Tensor, log_behaviour: Tensor, beta: float, a
 
 
 def learner_loss(args: Args, learner: Learner, batch: Transitions) -> tuple[Tensor, dict]:
-    """Loss and metrics of a batch. The networks share no weights: the sum trains each by its own loss."""
+    """Loss and metrics of a batch. The networks share no weights: the sum trains each alone."""
     beta, alpha = args.behaviour_weight, args.entropy_weight
     with torch.no_grad():
         next_log_pi = log_policy(args, learner, batch.next_obs)  # log pi(.|s'): (B, K)
@@ -149,14 +149,12 @@ def learner_loss(args: Args, learner: Learner, batch: Transitions) -> tuple[Tens
         next_q = learner.q_target(batch.next_obs)  # Q'(s', .)
         # sum_k pi (Q' + beta log pi_beta [- alpha log pi])
         next_alpha = alpha if args.target_entropy else 0.0
-        next_value = regularised_value(next_log_pi, next_q, next_log_behaviour, beta, next_alpha)
+        next_v = regularised_value(next_log_pi, next_q, next_log_behaviour, beta, next_alpha)
     q = learner.q(batch.obs)  # Q(s, .): (B, K)
     log_pi = log_policy(args, learner, batch.obs)  # log pi(.|s)
     log_behaviour = F.log_softmax(learner.behaviour(batch.obs), dim=1)  # log pi_beta(.|s)
     data_q = q.gather(1, batch.code[:, None]).squeeze(1)  # Q(s, k)
-    q_loss = td_loss(
-        data_q, batch.reward, batch.terminal, next_value, args.discount
-    )  # E (r + gamma V' - Q)^2
+    q_loss = td_loss(data_q, batch.reward, batch.terminal, next_v, args.discount)  # E (r + gamma V' - Q)^2
     behaviour_loss = F.nll_loss(log_behaviour, batch.code)  # E -log pi_beta(k|s)
     pi_loss = policy_loss(
         log_pi, q, log_behaviour, beta, alpha
@@ -179,7 +177,7 @@ def make_act(args: Args, vqvae: VQVAE, learner: Learner, spaces: d4rl.Spaces):
 
     @torch.no_grad()
     def act(observation: np.ndarray, uniform: np.ndarray | None = None) -> np.ndarray:
-        """(obs_dim,) or (B, obs_dim) -> action likewise. `uniform` (B,), in [0, 1), draws the codes."""
+        """(obs_dim,) or (B, obs_dim) -> action likewise. `uniform` (B,) in [0, 1) draws codes."""
         obs = torch.as_tensor(np.atleast_2d(observation), dtype=torch.float32, device=args.device)
         obs = (obs - spaces.obs_mean) / spaces.obs_std
         probs = log_policy(args, learner, obs).exp()  # (B, K): pi(k|s)
@@ -211,7 +209,7 @@ def train(args: Args, run: runs.Run, stage: str, vqvae: VQVAE, learner: Learner,
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.Adam(weights, lr=args.lr, fused=True)
     generator = torch.Generator(args.device).manual_seed(args.seed)  # draws the batches
-    first = run.restore(stage, model, optimizer, generator)  # 0, or where a run was interrupted
+    first = run.restore(stage, model, optimizer, generator)  # 0, or where a run stopped
     progress = tqdm(range(first, steps), initial=first, total=steps, desc=stage, mininterval=1)
     for step in progress:
         if args.anneal_lr:
@@ -290,14 +288,14 @@ ACTING = ("acting",)  # what --evaluate may change of how the policy acts
 
 
 def load_data(args: Args) -> tuple[Transitions, d4rl.Spaces]:
-    """The task's transitions, and what acting has to know of observations and actions, as tensors."""
+    """The task's transitions, and what acting has to know of its spaces, as tensors."""
     dataset = d4rl.get_dataset(args.env_id, args.dataset_path or None)
     print(f"{args.env_id} on {args.device}: {d4rl.describe(args.env_id, dataset)}")
     arrays = d4rl.qlearning_dataset(args.env_id, dataset=dataset).values()
     arrays = [torch.as_tensor(array, dtype=torch.float32, device=args.device) for array in arrays]
     obs, action, next_obs, reward, terminal = arrays
     low, high = (torch.as_tensor(x, device=args.device) for x in d4rl.action_bounds(args.env_id))
-    spaces = d4rl.Spaces(obs.mean(0), obs.std(0) + 1e-3, low, high)  # 1e-3: some entries never change
+    spaces = d4rl.Spaces(obs.mean(0), obs.std(0) + 1e-3, low, high)  # some entries never change
     obs = (obs - spaces.obs_mean) / spaces.obs_std
     next_obs = (next_obs - spaces.obs_mean) / spaces.obs_std
     scale = args.reward_scale
@@ -347,7 +345,7 @@ def load(folder: str, args: Args | None = None, **changes):
 
 
 def parse_args(argv: list[str] | None = None) -> Args:
-    """A flag wins over the run that it names (--resume and the like), that over the task's SETTINGS."""
+    """A flag wins over the run that it names (--resume ...), and that over the task's SETTINGS."""
     return runs.parse_args(Args, SCRIPT, SETTINGS, LIMITS, ACTING, argv)
 
 

@@ -144,12 +144,10 @@ def learner_loss(args: Args, learner: Learner, batch: Transitions) -> tuple[Tens
     """Loss and metrics of a batch."""
     with torch.no_grad():
         next_q, next_target_q = learner.q(batch.next_obs), learner.q_target(batch.next_obs)  # (B, K)
-        next_value = backup_value(next_q, next_target_q, args.backup)  # sum_k pi(k|s') Q'(s', k)
+        next_v = backup_value(next_q, next_target_q, args.backup)  # sum_k pi(k|s') Q'(s', k)
     q = learner.q(batch.obs)  # Q(s, .): (B, K)
     data_q = q.gather(1, batch.code[:, None]).squeeze(1)  # Q(s, k_data)
-    q_loss = td_loss(
-        data_q, batch.reward, batch.terminal, next_value, args.discount
-    )  # E (r + gamma V' - Q)^2
+    q_loss = td_loss(data_q, batch.reward, batch.terminal, next_v, args.discount)  # E (r + gamma V' - Q)^2
     penalty = conservative_loss(q, batch.code)  # E log sum_k exp Q(s, k) - Q(s, k_data)
     loss = 0.5 * q_loss + args.conservatism * penalty  # CQL Eq. 1: 1/2 TD error + alpha penalty
     return loss, {"losses/q": q_loss, "losses/penalty": penalty, "charts/q": data_q.mean()}
@@ -167,7 +165,7 @@ def make_act(args: Args, vqvae: VQVAE, learner: Learner, spaces: d4rl.Spaces):
 
     @torch.no_grad()
     def act(observation: np.ndarray, uniform: np.ndarray | None = None) -> np.ndarray:
-        """(obs_dim,) or (B, obs_dim) -> action likewise. `uniform` (B,), in [0, 1), draws the codes."""
+        """(obs_dim,) or (B, obs_dim) -> action likewise. `uniform` (B,) in [0, 1) draws codes."""
         obs = torch.as_tensor(np.atleast_2d(observation), dtype=torch.float32, device=args.device)
         obs = (obs - spaces.obs_mean) / spaces.obs_std
         probs = log_policy(args, learner, obs).exp()  # (B, K): pi(k|s)
@@ -199,7 +197,7 @@ def train(args: Args, run: runs.Run, stage: str, vqvae: VQVAE, learner: Learner,
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.Adam(weights, lr=args.lr, fused=True)
     generator = torch.Generator(args.device).manual_seed(args.seed)  # draws the batches
-    first = run.restore(stage, model, optimizer, generator)  # 0, or where a run was interrupted
+    first = run.restore(stage, model, optimizer, generator)  # 0, or where a run stopped
     progress = tqdm(range(first, steps), initial=first, total=steps, desc=stage, mininterval=1)
     for step in progress:
         if args.anneal_lr:
@@ -277,14 +275,14 @@ ACTING = ("acting",)  # what --evaluate may change of how the policy acts
 
 
 def load_data(args: Args) -> tuple[Transitions, d4rl.Spaces]:
-    """The task's transitions, and what acting has to know of observations and actions, as tensors."""
+    """The task's transitions, and what acting has to know of its spaces, as tensors."""
     dataset = d4rl.get_dataset(args.env_id, args.dataset_path or None)
     print(f"{args.env_id} on {args.device}: {d4rl.describe(args.env_id, dataset)}")
     arrays = d4rl.qlearning_dataset(args.env_id, dataset=dataset).values()
     arrays = [torch.as_tensor(array, dtype=torch.float32, device=args.device) for array in arrays]
     obs, action, next_obs, reward, terminal = arrays
     low, high = (torch.as_tensor(x, device=args.device) for x in d4rl.action_bounds(args.env_id))
-    spaces = d4rl.Spaces(obs.mean(0), obs.std(0) + 1e-3, low, high)  # 1e-3: some entries never change
+    spaces = d4rl.Spaces(obs.mean(0), obs.std(0) + 1e-3, low, high)  # some entries never change
     obs = (obs - spaces.obs_mean) / spaces.obs_std
     next_obs = (next_obs - spaces.obs_mean) / spaces.obs_std
     scale = args.reward_scale
@@ -334,7 +332,7 @@ def load(folder: str, args: Args | None = None, **changes):
 
 
 def parse_args(argv: list[str] | None = None) -> Args:
-    """A flag wins over the run that it names (--resume and the like), that over the task's SETTINGS."""
+    """A flag wins over the run that it names (--resume ...), and that over the task's SETTINGS."""
     return runs.parse_args(Args, SCRIPT, SETTINGS, LIMITS, ACTING, argv)
 
 

@@ -1,51 +1,31 @@
-"""BC: behaviour cloning with continuous actions, the twin of saq_bc.py.
+"""BC: behaviour cloning with continuous actions, the counterpart of saq_bc.py.
 
-A Gaussian policy learns the data's action in each state by maximum likelihood and is played by its mean. Explained in
-docs/saq_bc.md.
+    policy    a Gaussian around tanh of a mean, fitted by likelihood; acting: tanh of its mean
+
+The method: from "learner" to "main". What is under "plumbing" is the same in every script; skip it.
+Explained in docs/baselines.md.
 
     python baselines/bc.py --env-id hopper-medium-expert-v2
 """
 
-import argparse
-import io
-import json
-import os
 import sys
-import time
-from dataclasses import asdict, dataclass, replace
-from datetime import datetime
-from functools import partial
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-import tyro
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import d4rl
-
-SCRIPT = Path(__file__).stem
+from d4rl import runs
 
 
 @dataclass
 class Args:
-    # --- experiment ---
-    env_id: str = "maze2d-large-demos-v0"  # task; the d4rl package holds its environment and finds its dataset
-    dataset_path: str = ""  # train on this HDF5 file (D4RL's or robomimic's format) instead of the task's own
-    seed: int = 0  # of weights, batches and evaluation episodes
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
-    threads: int = 1  # CPU threads; more are faster only while no other process wants a core
-    eval_every: int = 5_000  # updates between two evaluations, each with a checkpoint
-    eval_episodes: int = 20  # episodes per evaluation
-    runs_dir: str = "runs"  # the run's folder is made in here
-    resume: str = ""  # continue the run in this folder exactly where its last checkpoint is
-    evaluate: str = ""  # play the finished run in this folder, train nothing
-    track: bool = False  # send the metrics to Weights & Biases as well
-    capture_video: bool = False  # write an mp4 of one episode of the final policy
+    # --- BC ---
+    loss: Literal["likelihood", "squared"] = "likelihood"  # -log pi(a|s), or squared error
 
     # --- learner ---
     steps: int = 30_000  # gradient updates
@@ -54,196 +34,49 @@ class Args:
     anneal_lr: bool = False  # let it fall to 0 along half a cosine, in every stage
     hidden_dim: int = 256  # width of the two hidden layers of every network
 
-    # --- BC ---
-    loss: Literal["likelihood", "squared"] = "likelihood"  # -log pi(a|s), or the squared error of pi's mean alone
+    # --- experiment ---
+    env_id: str = "maze2d-large-demos-v0"  # task: the d4rl package has its environment and its data
+    dataset_path: str = ""  # an HDF5 file in D4RL's or robomimic's format, not the task's own
+    seed: int = 0  # of weights, batches and evaluation episodes
+    eval_every: int = 5_000  # updates between two evaluations, each with a checkpoint
+    eval_episodes: int = 20  # episodes per evaluation
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
+    threads: int = 1  # CPU threads; more are faster only while no other process wants a core
+    runs_dir: str = "runs"  # the run's folder is made in here
+    resume: str = ""  # continue the run in this folder exactly where its last checkpoint is
+    evaluate: str = ""  # play the finished run in this folder, train nothing
+    track: bool = False  # send the metrics to Weights & Biases as well
+    capture_video: bool = False  # write an mp4 of one episode of the final policy
 
 
-# --- settings per domain ---
-SETTINGS = {  # how an env-id begins: its own defaults on the command line; a later line wins
-    "maze2d-large-demos": dict(steps=4000, eval_every=2000),
-    ("hopper", "halfcheetah", "walker2d"): dict(lr=1e-3, anneal_lr=True),
-    "antmaze": dict(eval_episodes=100),
-    "robomimic": dict(eval_every=10_000, eval_episodes=50),
-}
+class Transitions(NamedTuple):
+    """The data set (N rows) or a batch (B rows): observations standardised, rewards scaled."""
 
-
-# --- command line ---
-# Ranges of values, and what may differ when a run is resumed or evaluated.
-LIMITS = dict(seed=(0, 1e9))
-RESUME_ARGS = {"resume", "device", "threads", "track", "capture_video"}
-EVALUATE_ARGS = set("evaluate dataset_path device threads capture_video seed eval_episodes".split())
-
-
-def stop(problem: str):
-    """Bad input: one sentence that says what is wrong and what to do, exit code 2."""
-    print(f"error: {problem}", file=sys.stderr)
-    raise SystemExit(2)
-
-
-def read_args(folder: str) -> dict:
-    """The arguments of the run in `folder`, and the script's name."""
-    try:
-        return dict(json.loads(Path(folder, "args.json").read_text()))
-    except (OSError, ValueError, TypeError):
-        stop(f"{folder} is not the folder of a run (no readable args.json); give one such as runs/NAME.")
-
-
-def parse_args(argv: list[str] | None = None) -> Args:
-    """The command line. Its defaults are those of the task's domain, or of the run that it names; a flag wins."""
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # flags that decide the defaults
-    early.add_argument("--env-id", "--env_id", default=Args.env_id)
-    for flag in ("--resume", "--evaluate"):
-        early.add_argument(flag, default="")
-    given = early.parse_known_args(argv)[0]
-    settings = {k: v for begin, values in SETTINGS.items() if given.env_id.startswith(begin) for k, v in values.items()}
-    defaults, fixed = {"env_id": given.env_id, **settings}, {}  # what the flags start from, and what must stay so
-    if folder := given.resume or given.evaluate:
-        defaults = read_args(folder)
-        if (script := defaults.pop("script", "another program")) != SCRIPT or defaults.keys() != asdict(Args()).keys():
-            stop(f"{folder} is a run of {script}.py, or of another version of it; use that one.")
-        free = RESUME_ARGS if given.resume else EVALUATE_ARGS
-        fixed = {name: value for name, value in defaults.items() if name not in free}
-    args = tyro.cli(Args, args=argv, default=Args(**defaults))
-    for name, value in fixed.items():
-        if getattr(args, name) != value:
-            stop(f"--{name.replace('_', '-')} is {value} in {folder} and has to stay so; leave the flag out.")
-    for name, value in asdict(args).items():
-        low, high = LIMITS.get(name, (1 if isinstance(value, int) else 0, 1e9))  # counts from 1, weights from 0
-        if type(value) in (int, float) and not low <= value <= high:
-            stop(f"--{name.replace('_', '-')} is {value}; it has to be at least {low} and at most {high}.")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        stop("--device cuda needs a GPU that PyTorch can use, and there is none; use --device cpu.")
-    return args if args.device != "auto" else replace(args, device="cuda" if torch.cuda.is_available() else "cpu")
-
-
-# --- data ---
-def load_data(args: Args) -> dict[str, Tensor]:
-    """The dataset's transitions on the device: observations standardised; one line says what they are.
-
-    `obs_mean` and `obs_std` (obs_dim,) are what evaluation needs to standardise likewise.
-    """
-    dataset = d4rl.get_dataset(args.env_id, args.dataset_path or None)
-    transitions = d4rl.qlearning_dataset(args.env_id, dataset=dataset)
-    data = {name: torch.as_tensor(x, dtype=torch.float32, device=args.device) for name, x in transitions.items()}
-    data["obs_mean"] = data["observations"].mean(0)
-    data["obs_std"] = data["observations"].std(0) + 1e-3  # some entries never change
-    for name in ("observations", "next_observations"):
-        data[name] = (data[name] - data["obs_mean"]) / data["obs_std"]
-    print(f"{args.env_id} on {args.device}: {d4rl.describe(args.env_id, dataset)}")
-    return data
-
-
-# --- evaluation ---
-@torch.no_grad()
-def act(args: Args, learner: nn.ModuleDict, data: dict, obs: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-    """The policy's actions: (B, obs_dim) -> (B, action_dim). It is deterministic: `uniform` (B,) is not needed."""
-    obs = (torch.as_tensor(obs, dtype=torch.float32, device=args.device) - data["obs_mean"]) / data["obs_std"]
-    return policy(args, learner, obs).cpu().numpy()  # policy: in the learner's block below
-
-
-def evaluate(args: Args, learner: nn.ModuleDict, data: dict, video: Path | None = None) -> dict:
-    """Play `eval_episodes` episodes: mean return and normalized score. `video`: folder for an mp4 of the first one."""
-    actions, dataset = partial(act, args, learner, data), args.dataset_path or None
-    returns = d4rl.evaluate(args.env_id, actions, args.eval_episodes, args.seed, video_folder=video, h5path=dataset)
-    score = 100 * d4rl.get_normalized_score(args.env_id, np.mean(returns))
-    return {"eval/score": float(score), "eval/return": float(np.mean(returns)), "returns": returns}
-
-
-# --- run folder ---
-def start_run(args: Args, data: dict[str, Tensor]) -> dict:
-    """A new run's folder, or the one to resume. `history` has metrics.csv's rows, `stages` the state of each stage."""
-    run = {"history": [], "stages": {}, "returns": [], "obs_mean": data["obs_mean"], "obs_std": data["obs_std"]}
-    if args.resume and Path(args.resume, "checkpoint.pt").exists():  # without one it starts over
-        run |= torch.load(Path(args.resume, "checkpoint.pt"), weights_only=True, map_location="cpu")
-    name = f"{args.env_id.replace('/', '-')}__{SCRIPT}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
-    run["folder"] = folder = Path(args.resume or Path(args.runs_dir, name))
-    run["writer"] = SummaryWriter(folder)
-    if not args.resume:
-        write(folder / "args.json", json.dumps({"script": SCRIPT, **asdict(args)}, indent=2).encode())
-    if args.track:
-        import wandb
-
-        run["wandb"] = wandb.init(project="saq", id=folder.name, config=asdict(args), dir=folder, resume="allow")
-        wandb.define_metric("*", step_metric="step")
-    save(run)  # a kill may have come between the checkpoint and metrics.csv
-    print(folder)
-    return run
-
-
-def read_checkpoint(folder: str, stage: str) -> dict:
-    """The checkpoint of the run in `folder`, whose `stage` must be finished."""
-    path = Path(folder, "checkpoint.pt")
-    checkpoint = torch.load(path, weights_only=True, map_location="cpu") if path.exists() else {"stages": {}}
-    if not checkpoint["stages"].get(stage, {}).get("finished"):
-        stop(f"{folder} has no finished {stage}; continue that run with --resume {folder}, or name another.")
-    return checkpoint
-
-
-def write(path: Path, content: bytes):
-    """Replace a file in one step: a kill leaves the old one or the new one, never half of it."""
-    path.with_suffix(".tmp").write_bytes(content)
-    os.replace(path.with_suffix(".tmp"), path)
-
-
-def save(run: dict):
-    """Write the checkpoint, then metrics.csv, which is its history as a table."""
-    buffer, columns = io.BytesIO(), dict.fromkeys(name for row in run["history"] for name in row)
-    torch.save({name: run[name] for name in ("history", "stages", "returns", "obs_mean", "obs_std")}, buffer)
-    write(run["folder"] / "checkpoint.pt", buffer.getvalue())
-    lines = [columns, *([str(row.get(name, "")) for name in columns] for row in run["history"])]
-    write(run["folder"] / "metrics.csv", "".join(f"{','.join(line)}\n" for line in lines).encode())
-
-
-def train(args: Args, run: dict, stage: str, steps: int, model: nn.Module, rows: Tensor, loss, measure):
-    """Bring a stage to `steps` updates. Every `eval_every` of them: measure, log, write a checkpoint.
-
-    `loss(index)` returns the loss of the transitions at `index` and tensors to log, `measure()` numbers to log; batches
-    come from the transitions `rows`. Weights, optimizer and the batches' generator are all that a run resumes from.
-    """
-    optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=args.lr, fused=True)
-    generator = torch.Generator(args.device).manual_seed(args.seed)
-    state = run["stages"].get(stage, {"step": 0, "seconds": 0.0})
-    if state["step"] > 0:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        generator.set_state(state["generator"])
-    progress = tqdm(total=steps, initial=state["step"], desc=stage, mininterval=1)
-    for first in range(state["step"], steps, args.eval_every):
-        start, last, sums = time.time(), min(first + args.eval_every, steps), {}
-        for step in range(first, last):
-            if args.anneal_lr:
-                optimizer.param_groups[0]["lr"] = args.lr * float(1 + np.cos(np.pi * step / steps)) / 2
-            index = rows[torch.randint(len(rows), (args.batch_size,), generator=generator, device=args.device)]
-            value, metrics = loss(index)
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
-            sums = {name: metric.detach() + sums.get(name, 0) for name, metric in metrics.items()}
-            progress.update()
-        row = {"stage": stage, "step": last} | {name: float(total) / (last - first) for name, total in sums.items()}
-        row |= {f"time/{stage}_updates_per_second": (last - first) / (time.time() - start)} | measure()
-        run["returns"] = row.pop("returns", [])
-        row[f"time/{stage}_seconds"] = seconds = state["seconds"] + time.time() - start
-        run["history"].append(row)
-        saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state()}
-        state = run["stages"][stage] = saved | {"step": last, "finished": last == steps, "seconds": seconds}
-        for name in (name for name in row if "/" in name):
-            run["writer"].add_scalar(name, row[name], last)
-        if args.track:
-            run["wandb"].log(row)
-        save(run)
-        progress.set_postfix({name: f"{row[name]:.3g}" for name in row if name.startswith(("losses", "vqvae", "eval"))})
+    obs: Tensor  # (N, obs_dim)
+    action: Tensor  # (N, action_dim)
+    reward: Tensor  # (N,)
+    next_obs: Tensor  # (N, obs_dim)
+    terminal: Tensor  # (N,): 1 where the environment ended the episode; a time-out is no end
 
 
 # --- learner ---
 def mlp(*sizes: int) -> nn.Sequential:
-    """Linear layers of these sizes with ReLU in between: `mlp(11, 256, 256, 3)` maps (B, 11) to (B, 3)."""
-    layers = [layer for pair in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(*pair), nn.ReLU())]
+    """Linear layers with ReLU in between: `mlp(11, 256, 256, 3)` maps (B, 11) to (B, 3)."""
+    layers = []
+    for i in range(len(sizes) - 1):
+        layers += [nn.Linear(sizes[i], sizes[i + 1]), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
 
+class Learner(nn.Module):
+    def __init__(self, args: Args, obs_dim: int, action_dim: int):
+        super().__init__()
+        hidden = args.hidden_dim, args.hidden_dim
+        self.policy = mlp(obs_dim, *hidden, 2 * action_dim)  # mean, log std per action dimension
+
+
 def log_density(gaussian: Tensor, action: Tensor) -> Tensor:
-    """log pi(a|s) of a Gaussian around tanh of a mean, mean and log std side by side. (*, 2 A), (*, A) -> (*)"""
+    """log pi(a|s) of a Gaussian around tanh(mean). (*, 2 A): mean, log std; (*, A) -> (*)"""
     mean, log_std = gaussian.chunk(2, dim=-1)
     log_std = log_std.clamp(-5, 2)
     z = (action - mean.tanh()) / log_std.exp()
@@ -251,65 +84,154 @@ def log_density(gaussian: Tensor, action: Tensor) -> Tensor:
 
 
 def squared_error(gaussian: Tensor, action: Tensor) -> Tensor:
-    """Squared distance of the Gaussian's centre from the action: its log std plays no part. (*, 2 A), (*, A) -> (*)"""
+    """||tanh(mean) - a||^2; the log std plays no part. (*, 2 A), (*, A) -> (*)"""
     return (gaussian.chunk(2, dim=-1)[0].tanh() - action).pow(2).sum(-1)
 
 
-def make_learner(args: Args, obs_dim: int, action_dim: int) -> nn.ModuleDict:
-    """The policy: a mean and a log std per action dimension."""
-    return nn.ModuleDict({"policy": mlp(obs_dim, args.hidden_dim, args.hidden_dim, 2 * action_dim)})
-
-
-def learner_loss(args: Args, learner: nn.ModuleDict, data: dict[str, Tensor], index: Tensor) -> tuple[Tensor, dict]:
-    """The policy's loss on the state-action pairs at `index`, mean over the batch."""
-    gaussian, action = learner["policy"](data["observations"][index]), data["actions"][index]
-    loss = (squared_error(gaussian, action) if args.loss == "squared" else -log_density(gaussian, action)).mean()
+def learner_loss(args: Args, learner: Learner, batch: Transitions) -> tuple[Tensor, dict]:
+    """Loss and metrics of a batch."""
+    gaussian = learner.policy(batch.obs)  # (B, 2 A)
+    if args.loss == "squared":
+        loss = squared_error(gaussian, batch.action).mean()  # E ||tanh(mean) - a||^2
+    else:
+        loss = -log_density(gaussian, batch.action).mean()  # E -log pi(a|s)
     return loss, {"losses/policy": loss}
 
 
-def policy(args: Args, learner: nn.ModuleDict, obs: Tensor) -> Tensor:
-    """The policy's action, the middle of its Gaussian: (B, obs_dim) -> (B, action_dim)"""
-    mean, _ = learner["policy"](obs).chunk(2, dim=-1)
-    return mean.tanh()
+# --- acting ---
+def policy_mean(args: Args, learner: Learner, obs: Tensor) -> Tensor:
+    """The policy's mean action: (B, obs_dim) -> (B, A)"""
+    return learner.policy(obs).chunk(2, dim=-1)[0].tanh()
+
+
+def make_act(args: Args, learner: Learner, spaces: d4rl.Spaces):
+    """The policy as a function of raw observations, one or a batch: NumPy in, NumPy out."""
+
+    @torch.no_grad()
+    def act(observation: np.ndarray, uniform: np.ndarray | None = None) -> np.ndarray:
+        """(obs_dim,) or (B, obs_dim) -> action likewise; deterministic, so `uniform` plays no part."""
+        obs = torch.as_tensor(np.atleast_2d(observation), dtype=torch.float32, device=args.device)
+        action = policy_mean(args, learner, (obs - spaces.obs_mean) / spaces.obs_std)
+        action = action.clamp(spaces.action_low, spaces.action_high).cpu().numpy()
+        return action if np.ndim(observation) > 1 else action[0]
+
+    return act
+
+
+# --- training loop ---
+def train(args: Args, run: runs.Run, learner: Learner, data: Transitions):
+    """Draw a batch, loss, step; now and then measure and save."""
+    stage, steps = "learner", args.steps
+    weights = [weight for weight in learner.parameters() if weight.requires_grad]
+    optimizer = torch.optim.Adam(weights, lr=args.lr, fused=True)
+    generator = torch.Generator(args.device).manual_seed(args.seed)  # draws the batches
+    first = run.restore(stage, learner, optimizer, generator)  # 0, or where a run stopped
+    progress = tqdm(range(first, steps), initial=first, total=steps, desc=stage, mininterval=1)
+    for step in progress:
+        if args.anneal_lr:
+            optimizer.param_groups[0]["lr"] = args.lr * float(1 + np.cos(np.pi * step / steps)) / 2
+        torch.manual_seed(args.seed * 10**6 + step + 1)  # noise in a loss is the same when resumed
+        size = (args.batch_size,)
+        index = torch.randint(len(data.obs), size, generator=generator, device=args.device)
+        batch = Transitions(*(array[index] for array in data))
+
+        loss, metrics = learner_loss(args, learner, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+        run.log(metrics)
+        if (step + 1) % args.eval_every == 0 or step + 1 == steps:
+            measured = evaluate(args, make_act(args, learner, run.spaces))
+            shown = run.record(stage, step + 1, steps, measured, learner, optimizer, generator)
+            progress.set_postfix(shown)
 
 
 # --- main ---
 def main(args: Args) -> float:
-    """Train, or what is left of it, or only play; return the final normalized score."""
+    """Data, training, result; or only play. Returns the final normalized score."""
     torch.set_num_threads(args.threads)
-    torch.set_flush_denormal(True)  # count numbers below 1e-38 as 0: some processors take far longer for them
-    torch.manual_seed(args.seed)  # the initial weights; batches have a generator of their own
-    task = d4rl.playable_task(args.env_id)
-    learner = make_learner(args, task.observation_size, task.action_size).to(args.device)
+    torch.set_flush_denormal(True)  # below 1e-38 is 0: such numbers slow some processors
+    torch.manual_seed(args.seed)  # the initial weights
+    d4rl.playable_task(args.env_id)  # its simulator is here, or one sentence says what to install
     if args.evaluate:
-        checkpoint = read_checkpoint(args.evaluate, "learner")
-        learner.load_state_dict(checkpoint["stages"]["learner"]["model"])
-        data = {name: checkpoint[name].to(args.device) for name in ("obs_mean", "obs_std")}
-        result = evaluate(args, learner, data, video=Path(args.evaluate) if args.capture_video else None)
-        print(f"score {result['eval/score']:.1f} over {args.eval_episodes} episodes")
-        return result["eval/score"]
-    data = load_data(args)
-    run = start_run(args, data)
-
-    loss, measure = partial(learner_loss, args, learner, data), partial(evaluate, args, learner, data)
-    rows = torch.arange(len(data["actions"]), device=args.device)
-    train(args, run, "learner", args.steps, learner, rows, loss, measure)
-
-    scores = [row["eval/score"] for row in run["history"] if row["stage"] == "learner"]
-    result = {"score": scores[-1], "best_score": max(scores), "returns": run["returns"], "episodes": args.eval_episodes}
-    result |= {"env_id": args.env_id, "script": SCRIPT, "seed": args.seed}
-    result["seconds"] = {stage: state["seconds"] for stage, state in run["stages"].items()}
-    result["versions"] = {name: version(name) for name in ("torch", "numpy", "gymnasium", "mujoco", "d4rl")}
-    write(run["folder"] / "result.json", json.dumps(result, indent=2).encode())
+        return play(args)
+    data, spaces = load_data(args)
+    learner = Learner(args, len(spaces.obs_mean), len(spaces.action_low)).to(args.device)
+    run = runs.Run(SCRIPT, args, spaces)
+    train(args, run, learner, data)
+    score = run.finish()
     if args.capture_video:
-        evaluate(args, learner, data, video=run["folder"])
-    run["writer"].close()
-    print(f"score {scores[-1]:.1f} (best {max(scores):.1f}) over {args.eval_episodes} episodes; {run['folder']}")
-    return scores[-1]
+        evaluate(args, make_act(args, learner, spaces), video=run.folder)
+    return score
+
+
+# --- plumbing, the same in every script ---
+SCRIPT = Path(__file__).stem
+ROBOTS = ("hopper", "halfcheetah", "walker2d")
+SETTINGS = {  # how an env-id begins: its own defaults on the command line; a later line wins
+    "maze2d-large-demos": dict(steps=4000, eval_every=2000),
+    ROBOTS: dict(lr=1e-3, anneal_lr=True),
+    "antmaze": dict(eval_episodes=100),
+    "robomimic": dict(eval_every=10_000, eval_episodes=50),
+}
+LIMITS = {  # of numbers; where none is given, counts start at 1 and other numbers at 0
+    "seed": (0, 1e9),
+}
+ACTING = ()  # what --evaluate may change of how the policy acts
+
+
+def load_data(args: Args) -> tuple[Transitions, d4rl.Spaces]:
+    """The task's transitions, and what acting has to know of its spaces, as tensors."""
+    dataset = d4rl.get_dataset(args.env_id, args.dataset_path or None)
+    print(f"{args.env_id} on {args.device}: {d4rl.describe(args.env_id, dataset)}")
+    arrays = d4rl.qlearning_dataset(args.env_id, dataset=dataset).values()
+    arrays = [torch.as_tensor(array, dtype=torch.float32, device=args.device) for array in arrays]
+    obs, action, next_obs, reward, terminal = arrays
+    low, high = (torch.as_tensor(x, device=args.device) for x in d4rl.action_bounds(args.env_id))
+    spaces = d4rl.Spaces(obs.mean(0), obs.std(0) + 1e-3, low, high)  # some entries never change
+    obs = (obs - spaces.obs_mean) / spaces.obs_std
+    next_obs = (next_obs - spaces.obs_mean) / spaces.obs_std
+    return Transitions(obs, action, reward, next_obs, terminal), spaces
+
+
+def evaluate(args: Args, act, video: Path | None = None) -> dict:
+    """Play `eval_episodes` episodes. `video`: a folder for an mp4 of the first one."""
+    path = args.dataset_path or None
+    returns = d4rl.evaluate(args.env_id, act, args.eval_episodes, args.seed, video, path)
+    score = 100 * d4rl.get_normalized_score(args.env_id, np.mean(returns))
+    return {"eval/score": float(score), "eval/return": float(np.mean(returns)), "returns": returns}
+
+
+def play(args: Args) -> float:
+    """The score of the finished run in the folder `args.evaluate`."""
+    video = Path(args.evaluate) if args.capture_video else None
+    score = evaluate(args, load(args.evaluate, args), video)["eval/score"]
+    print(f"score {score:.1f} over {args.eval_episodes} episodes")
+    return score
+
+
+def load(folder: str, args: Args | None = None, **changes):
+    """The policy of a finished run: `act = load("runs/NAME")`, then `action = act(observation)`.
+
+    It runs on the CPU. `changes` are flags that --evaluate may change, such as acting="greedy".
+    """
+    saved = runs.read_run(folder, SCRIPT, Args, stage="learner")
+    args = args or Args(**{**saved["args"], "device": "cpu", **changes})
+    spaces = d4rl.Spaces(*(array.to(args.device) for array in saved["spaces"]))
+    learner = Learner(args, len(spaces.obs_mean), len(spaces.action_low)).to(args.device)
+    learner.load_state_dict(saved["stages"]["learner"]["model"])
+    return make_act(args, learner, spaces)
+
+
+def parse_args(argv: list[str] | None = None) -> Args:
+    """A flag wins over the run that it names (--resume ...), and that over the task's SETTINGS."""
+    return runs.parse_args(Args, SCRIPT, SETTINGS, LIMITS, ACTING, argv)
 
 
 if __name__ == "__main__":
     try:
         main(parse_args())
-    except (d4rl.DatasetError, NotADirectoryError, PermissionError) as error:
-        stop(str(error))
+    except (d4rl.UsageError, NotADirectoryError, PermissionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

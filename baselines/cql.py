@@ -1,54 +1,39 @@
-"""CQL: conservative Q-learning with continuous actions, the twin of saq_cql.py.
+"""CQL: conservative Q-learning with continuous actions, the counterpart of saq_cql.py.
 
-Soft actor-critic with two critics, plus alpha (log int exp Q(s,a) da - Q(s,a_data)): the integral, a sum over codes in
-saq_cql.py, is estimated from sampled actions. The policy is a tanh-Gaussian. Explained in docs/baselines.md.
-CQL: Kumar et al. 2020, https://arxiv.org/abs/2006.04779. SAC: Haarnoja et al. 2018, https://arxiv.org/abs/1812.05905.
+    critics   soft actor-critic's, + alpha (log int exp Q(s,a) da - Q(s,a_data)): the integral, a sum over
+              codes in saq_cql.py, is estimated from sampled actions
+    policy    tanh of a Gaussian; acting: tanh of its mean
+
+The method: from "learner" to "main". What is under "plumbing" is the same in every script; skip it.
+Explained in docs/baselines.md. CQL: Kumar et al. 2020, arXiv 2006.04779. SAC: 1812.05905.
 
     python baselines/cql.py --env-id hopper-medium-expert-v2
 """
 
-import argparse
 import copy
-import io
-import json
-import os
 import sys
-import time
-from dataclasses import asdict, dataclass, replace
-from datetime import datetime
-from functools import partial
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import tyro
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import d4rl
-
-SCRIPT = Path(__file__).stem
+from d4rl import runs
 
 
 @dataclass
 class Args:
-    # --- experiment ---
-    env_id: str = "maze2d-large-demos-v0"  # task; the d4rl package holds its environment and finds its dataset
-    dataset_path: str = ""  # train on this HDF5 file (D4RL's or robomimic's format) instead of the task's own
-    seed: int = 0  # of weights, batches and evaluation episodes
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
-    threads: int = 1  # CPU threads; more are faster only while no other process wants a core
-    eval_every: int = 5_000  # updates between two evaluations, each with a checkpoint
-    eval_episodes: int = 20  # episodes per evaluation
-    runs_dir: str = "runs"  # the run's folder is made in here
-    resume: str = ""  # continue the run in this folder exactly where its last checkpoint is
-    evaluate: str = ""  # play the finished run in this folder, train nothing
-    track: bool = False  # send the metrics to Weights & Biases as well
-    capture_video: bool = False  # write an mp4 of one episode of the final policy
+    # --- CQL ---
+    conservatism: float = 10.0  # alpha: weight of the conservative penalty
+    num_actions: int = 10  # for the penalty, of each: uniform, policy, policy at the next state
+    max_backup: bool = False  # the target takes the best of num_actions next actions instead of one
+    learn_temperature: bool = True  # of the policy's entropy, which is to be -action_dim
+    temperature: float = 1.0  # weight of the policy's entropy; where it is learned, its start
 
     # --- learner ---
     steps: int = 30_000  # gradient updates
@@ -59,224 +44,83 @@ class Args:
     discount: float = 0.99  # gamma
     target_rate: float = 0.005  # share of the weights that the target network takes over per update
     reward_shift: float = 0.0  # added to every reward, before the scale
-    reward_scale: float = 1.0  # rewards are multiplied by this; 0: by 1000 / (best - worst return), as IQL does
+    reward_scale: float = 1.0  # every reward is multiplied by this
+    normalize_rewards: bool = False  # and by 1000 / (best - worst return of the data), as IQL does
 
-    # --- CQL ---
-    conservatism: float = 10.0  # alpha: weight of the conservative penalty
-    num_actions: int = 10  # actions drawn for the penalty from each of: uniform, policy, policy at the next state
-    max_backup: bool = False  # the target takes the best of num_actions next actions instead of one
-    fixed_temperature: float = 0.0  # weight of the policy's entropy; 0: learned, for an entropy of -action_dim
-
-
-# --- settings per domain ---
-SETTINGS = {  # how an env-id begins: its own defaults on the command line; a later line wins
-    "maze2d-large-demos": dict(steps=4000, eval_every=2000),
-    ("hopper", "halfcheetah", "walker2d", "pen", "door", "hammer", "relocate"): dict(reward_scale=0.0),
-    "antmaze": dict(reward_shift=-0.5, reward_scale=4.0, max_backup=True, eval_episodes=100),
-    "robomimic": dict(reward_scale=100.0, eval_every=10_000, eval_episodes=50),
-}
-
-
-# --- command line ---
-# Ranges of values, and what may differ when a run is resumed or evaluated.
-LIMITS = dict(seed=(0, 1e9), discount=(0, 1), reward_shift=(-1e9, 1e9), expectile=(0, 1), temperature=(1e-6, 1e9))
-RESUME_ARGS = {"resume", "device", "threads", "track", "capture_video"}
-EVALUATE_ARGS = set("evaluate dataset_path device threads capture_video seed eval_episodes".split())
+    # --- experiment ---
+    env_id: str = "maze2d-large-demos-v0"  # task: the d4rl package has its environment and its data
+    dataset_path: str = ""  # an HDF5 file in D4RL's or robomimic's format, not the task's own
+    seed: int = 0  # of weights, batches and evaluation episodes
+    eval_every: int = 5_000  # updates between two evaluations, each with a checkpoint
+    eval_episodes: int = 20  # episodes per evaluation
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
+    threads: int = 1  # CPU threads; more are faster only while no other process wants a core
+    runs_dir: str = "runs"  # the run's folder is made in here
+    resume: str = ""  # continue the run in this folder exactly where its last checkpoint is
+    evaluate: str = ""  # play the finished run in this folder, train nothing
+    track: bool = False  # send the metrics to Weights & Biases as well
+    capture_video: bool = False  # write an mp4 of one episode of the final policy
 
 
-def stop(problem: str):
-    """Bad input: one sentence that says what is wrong and what to do, exit code 2."""
-    print(f"error: {problem}", file=sys.stderr)
-    raise SystemExit(2)
+class Transitions(NamedTuple):
+    """The data set (N rows) or a batch (B rows): observations standardised, rewards scaled."""
 
-
-def read_args(folder: str) -> dict:
-    """The arguments of the run in `folder`, and the script's name."""
-    try:
-        return dict(json.loads(Path(folder, "args.json").read_text()))
-    except (OSError, ValueError, TypeError):
-        stop(f"{folder} is not the folder of a run (no readable args.json); give one such as runs/NAME.")
-
-
-def parse_args(argv: list[str] | None = None) -> Args:
-    """The command line. Its defaults are those of the task's domain, or of the run that it names; a flag wins."""
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # flags that decide the defaults
-    early.add_argument("--env-id", "--env_id", default=Args.env_id)
-    for flag in ("--resume", "--evaluate"):
-        early.add_argument(flag, default="")
-    given = early.parse_known_args(argv)[0]
-    settings = {k: v for begin, values in SETTINGS.items() if given.env_id.startswith(begin) for k, v in values.items()}
-    defaults, fixed = {"env_id": given.env_id, **settings}, {}  # what the flags start from, and what must stay so
-    if folder := given.resume or given.evaluate:
-        defaults = read_args(folder)
-        if (script := defaults.pop("script", "another program")) != SCRIPT or defaults.keys() != asdict(Args()).keys():
-            stop(f"{folder} is a run of {script}.py, or of another version of it; use that one.")
-        free = RESUME_ARGS if given.resume else EVALUATE_ARGS
-        fixed = {name: value for name, value in defaults.items() if name not in free}
-    args = tyro.cli(Args, args=argv, default=Args(**defaults))
-    for name, value in fixed.items():
-        if getattr(args, name) != value:
-            stop(f"--{name.replace('_', '-')} is {value} in {folder} and has to stay so; leave the flag out.")
-    for name, value in asdict(args).items():
-        low, high = LIMITS.get(name, (1 if isinstance(value, int) else 0, 1e9))  # counts from 1, weights from 0
-        if type(value) in (int, float) and not low <= value <= high:
-            stop(f"--{name.replace('_', '-')} is {value}; it has to be at least {low} and at most {high}.")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        stop("--device cuda needs a GPU that PyTorch can use, and there is none; use --device cpu.")
-    return args if args.device != "auto" else replace(args, device="cuda" if torch.cuda.is_available() else "cpu")
-
-
-# --- data ---
-def load_data(args: Args) -> dict[str, Tensor]:
-    """The dataset's transitions on the device: observations standardised, rewards scaled; one line says what they are.
-
-    `obs_mean` and `obs_std` (obs_dim,) are what evaluation needs to standardise likewise.
-    """
-    dataset = d4rl.get_dataset(args.env_id, args.dataset_path or None)
-    transitions = d4rl.qlearning_dataset(args.env_id, dataset=dataset)
-    returns = d4rl.episode_returns(args.env_id, dataset)
-    data = {name: torch.as_tensor(x, dtype=torch.float32, device=args.device) for name, x in transitions.items()}
-    data["obs_mean"] = data["observations"].mean(0)
-    data["obs_std"] = data["observations"].std(0) + 1e-3  # some entries never change
-    for name in ("observations", "next_observations"):
-        data[name] = (data[name] - data["obs_mean"]) / data["obs_std"]
-    if args.reward_scale == 0 and np.ptp(returns) == 0:
-        stop("--reward-scale 0 divides by best - worst return, and all returns are equal; give a scale.")
-    data["rewards"] = (data["rewards"] + args.reward_shift) * (args.reward_scale or 1000 / np.ptp(returns))
-    print(f"{args.env_id} on {args.device}: {d4rl.describe(args.env_id, dataset)}")
-    return data
-
-
-# --- evaluation ---
-@torch.no_grad()
-def act(args: Args, learner: nn.ModuleDict, data: dict, obs: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-    """The policy's actions: (B, obs_dim) -> (B, action_dim). It is deterministic: `uniform` (B,) is not needed."""
-    obs = (torch.as_tensor(obs, dtype=torch.float32, device=args.device) - data["obs_mean"]) / data["obs_std"]
-    return policy(args, learner, obs).cpu().numpy()  # policy: in the learner's block below
-
-
-def evaluate(args: Args, learner: nn.ModuleDict, data: dict, video: Path | None = None) -> dict:
-    """Play `eval_episodes` episodes: mean return and normalized score. `video`: folder for an mp4 of the first one."""
-    actions, dataset = partial(act, args, learner, data), args.dataset_path or None
-    returns = d4rl.evaluate(args.env_id, actions, args.eval_episodes, args.seed, video_folder=video, h5path=dataset)
-    score = 100 * d4rl.get_normalized_score(args.env_id, np.mean(returns))
-    return {"eval/score": float(score), "eval/return": float(np.mean(returns)), "returns": returns}
-
-
-# --- run folder ---
-def start_run(args: Args, data: dict[str, Tensor]) -> dict:
-    """A new run's folder, or the one to resume. `history` has metrics.csv's rows, `stages` the state of each stage."""
-    run = {"history": [], "stages": {}, "returns": [], "obs_mean": data["obs_mean"], "obs_std": data["obs_std"]}
-    if args.resume and Path(args.resume, "checkpoint.pt").exists():  # without one it starts over
-        run |= torch.load(Path(args.resume, "checkpoint.pt"), weights_only=True, map_location="cpu")
-    name = f"{args.env_id.replace('/', '-')}__{SCRIPT}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
-    run["folder"] = folder = Path(args.resume or Path(args.runs_dir, name))
-    run["writer"] = SummaryWriter(folder)
-    if not args.resume:
-        write(folder / "args.json", json.dumps({"script": SCRIPT, **asdict(args)}, indent=2).encode())
-    if args.track:
-        import wandb
-
-        run["wandb"] = wandb.init(project="saq", id=folder.name, config=asdict(args), dir=folder, resume="allow")
-        wandb.define_metric("*", step_metric="step")
-    save(run)  # a kill may have come between the checkpoint and metrics.csv
-    print(folder)
-    return run
-
-
-def read_checkpoint(folder: str, stage: str) -> dict:
-    """The checkpoint of the run in `folder`, whose `stage` must be finished."""
-    path = Path(folder, "checkpoint.pt")
-    checkpoint = torch.load(path, weights_only=True, map_location="cpu") if path.exists() else {"stages": {}}
-    if not checkpoint["stages"].get(stage, {}).get("finished"):
-        stop(f"{folder} has no finished {stage}; continue that run with --resume {folder}, or name another.")
-    return checkpoint
-
-
-def write(path: Path, content: bytes):
-    """Replace a file in one step: a kill leaves the old one or the new one, never half of it."""
-    path.with_suffix(".tmp").write_bytes(content)
-    os.replace(path.with_suffix(".tmp"), path)
-
-
-def save(run: dict):
-    """Write the checkpoint, then metrics.csv, which is its history as a table."""
-    buffer, columns = io.BytesIO(), dict.fromkeys(name for row in run["history"] for name in row)
-    torch.save({name: run[name] for name in ("history", "stages", "returns", "obs_mean", "obs_std")}, buffer)
-    write(run["folder"] / "checkpoint.pt", buffer.getvalue())
-    lines = [columns, *([str(row.get(name, "")) for name in columns] for row in run["history"])]
-    write(run["folder"] / "metrics.csv", "".join(f"{','.join(line)}\n" for line in lines).encode())
-
-
-def train(args: Args, run: dict, stage: str, steps: int, model: nn.Module, rows: Tensor, loss, measure):
-    """Bring a stage to `steps` updates. Every `eval_every` of them: measure, log, write a checkpoint.
-
-    `loss(index)` returns the loss of the transitions at `index` and tensors to log, `measure()` numbers to log; batches
-    come from the transitions `rows`. Weights, optimizer and the batches' generator are all that a run resumes from.
-    """
-    optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=args.lr, fused=True)
-    generator = torch.Generator(args.device).manual_seed(args.seed)
-    state = run["stages"].get(stage, {"step": 0, "seconds": 0.0})
-    if state["step"] > 0:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        generator.set_state(state["generator"])
-    progress = tqdm(total=steps, initial=state["step"], desc=stage, mininterval=1)
-    for first in range(state["step"], steps, args.eval_every):
-        start, last, sums = time.time(), min(first + args.eval_every, steps), {}
-        for step in range(first, last):
-            if args.anneal_lr:
-                optimizer.param_groups[0]["lr"] = args.lr * float(1 + np.cos(np.pi * step / steps)) / 2
-            index = rows[torch.randint(len(rows), (args.batch_size,), generator=generator, device=args.device)]
-            value, metrics = loss(index)
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
-            sums = {name: metric.detach() + sums.get(name, 0) for name, metric in metrics.items()}
-            progress.update()
-        row = {"stage": stage, "step": last} | {name: float(total) / (last - first) for name, total in sums.items()}
-        row |= {f"time/{stage}_updates_per_second": (last - first) / (time.time() - start)} | measure()
-        run["returns"] = row.pop("returns", [])
-        row[f"time/{stage}_seconds"] = seconds = state["seconds"] + time.time() - start
-        run["history"].append(row)
-        saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state()}
-        state = run["stages"][stage] = saved | {"step": last, "finished": last == steps, "seconds": seconds}
-        for name in (name for name in row if "/" in name):
-            run["writer"].add_scalar(name, row[name], last)
-        if args.track:
-            run["wandb"].log(row)
-        save(run)
-        progress.set_postfix({name: f"{row[name]:.3g}" for name in row if name.startswith(("losses", "vqvae", "eval"))})
+    obs: Tensor  # (N, obs_dim)
+    action: Tensor  # (N, action_dim)
+    reward: Tensor  # (N,)
+    next_obs: Tensor  # (N, obs_dim)
+    terminal: Tensor  # (N,): 1 where the environment ended the episode; a time-out is no end
 
 
 # --- learner ---
 def mlp(*sizes: int) -> nn.Sequential:
-    """Linear layers of these sizes with ReLU in between: `mlp(11, 256, 256, 3)` maps (B, 11) to (B, 3)."""
-    layers = [layer for pair in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(*pair), nn.ReLU())]
+    """Linear layers with ReLU in between: `mlp(11, 256, 256, 3)` maps (B, 11) to (B, 3)."""
+    layers = []
+    for i in range(len(sizes) - 1):
+        layers += [nn.Linear(sizes[i], sizes[i + 1]), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
 
-def td_loss(q: Tensor, rewards: Tensor, terminals: Tensor, next_value: Tensor, discount: float) -> Tensor:
+class Learner(nn.Module):
+    def __init__(self, args: Args, obs_dim: int, action_dim: int):
+        super().__init__()
+        hidden = args.hidden_dim, args.hidden_dim
+        self.q = nn.ModuleList([mlp(obs_dim + action_dim, *hidden, 1) for _ in range(2)])  # Q(s, a)
+        self.q_target = copy.deepcopy(self.q).requires_grad_(False)  # Q'
+        self.policy = mlp(obs_dim, *hidden, 2 * action_dim)  # mean, log std per action dimension
+        log_temperature = torch.tensor(args.temperature).log()
+        self.log_temperature = nn.Parameter(log_temperature, requires_grad=args.learn_temperature)
+
+    @torch.no_grad()
+    def move_target(self, rate: float):
+        """Q' <- (1 - rate) Q' + rate Q, after every gradient step."""
+        for slow, fast in zip(self.q_target.parameters(), self.q.parameters(), strict=True):
+            slow.lerp_(fast, rate)
+
+
+def td_loss(q: Tensor, reward: Tensor, terminal: Tensor, next_value: Tensor, discount: float):
     """Mean squared TD error, no gradient through the target. All (B,) -> scalar"""
-    target = rewards + discount * (1 - terminals) * next_value
+    target = reward + discount * (1 - terminal) * next_value  # no next value after a terminal
     return (target.detach() - q).pow(2).mean()
 
 
 def conservative_loss(q: Tensor, log_density: Tensor, data_q: Tensor) -> Tensor:
-    """Estimate of the CQL(H) penalty, mean of log int exp Q(s,a) da - Q(s,a_data). (*, B, n), (B, n), (*, B) -> scalar
+    """Estimate of the CQL(H) penalty, mean of log int exp Q(s,a) da - Q(s,a_data).
 
-    The integral is the mean of exp Q(s,a_i) / density(a_i) over n actions: CQL Appendix F. In saq_cql.py it is a sum.
+    The integral is the mean of exp Q(s,a_i) / density(a_i) over n actions (CQL Appendix F); in saq_cql.py it
+    is a sum. (critics, B, n), (B, n), (critics, B) -> scalar
     """
     log_integral = (q - log_density).logsumexp(-1) - np.log(q.shape[-1])
     return (log_integral - data_q).mean()
 
 
 def log_density(gaussian: Tensor, x: Tensor) -> Tensor:
-    """log pi(tanh(x)|s) of the tanh-Gaussian with mean and log std side by side. (*, 2 A), (*, A) -> (*)"""
+    """log pi(tanh(x)|s) of tanh of a Gaussian. (*, 2 A): mean, log std; (*, A) -> (*)"""
     mean, log_std = gaussian.chunk(2, dim=-1)
     log_std = log_std.clamp(-5, 2)
     log_normal = -0.5 * ((x - mean) / log_std.exp()).pow(2) - log_std - 0.5 * np.log(2 * np.pi)
-    return (log_normal + 2 * (x + F.softplus(-2 * x) - np.log(2))).sum(-1)  # - log (1 - tanh(x)^2), never log 0
+    log_slope = -2 * (x + F.softplus(-2 * x) - np.log(2))  # log (1 - tanh(x)^2), never log 0
+    return (log_normal - log_slope).sum(-1)
 
 
 def draw(gaussian: Tensor, n: int) -> Tensor:
@@ -286,98 +130,184 @@ def draw(gaussian: Tensor, n: int) -> Tensor:
 
 
 def values(critics: nn.ModuleList, obs: Tensor, actions: Tensor) -> Tensor:
-    """Q of n actions per state by each critic, in one call of it. (B, obs_dim), (B, n, A) -> (critics, B, n)"""
-    pairs = torch.cat([obs[:, None].expand(-1, actions.shape[1], -1), actions], dim=-1)  # (B, n, obs_dim + A)
+    """Q of n actions per state by each critic. (B, obs_dim), (B, n, A) -> (critics, B, n)"""
+    pairs = torch.cat([obs[:, None].expand(-1, actions.shape[1], -1), actions], dim=-1)
     return torch.stack([critic(pairs).squeeze(-1) for critic in critics])
 
 
-def make_learner(args: Args, obs_dim: int, action_dim: int) -> nn.ModuleDict:
-    """Two critics of (s, a), a policy with a mean and a log std per action dimension, its entropy's weight."""
-    hidden = args.hidden_dim, args.hidden_dim
-    learner = nn.ModuleDict({"q": nn.ModuleList([mlp(obs_dim + action_dim, *hidden, 1) for _ in range(2)])})
-    learner["q_target"] = copy.deepcopy(learner["q"]).requires_grad_(False)
-    learner["policy"] = mlp(obs_dim, *hidden, 2 * action_dim)
-    temperature, learned = torch.tensor(args.fixed_temperature or 1.0), args.fixed_temperature == 0
-    learner.register_parameter("log_temperature", nn.Parameter(temperature.log(), requires_grad=learned))
-    learner.register_buffer("updates", torch.zeros((), dtype=torch.int64))
-    return learner
-
-
-def learner_loss(args: Args, learner: nn.ModuleDict, data: dict[str, Tensor], index: Tensor) -> tuple[Tensor, dict]:
-    """TD loss and penalty of the critics, SAC's losses of policy and temperature, on the transitions at `index`."""
-    for slow, fast in zip(learner["q_target"].parameters(), learner["q"].parameters(), strict=True):
-        slow.lerp_(fast.detach(), args.target_rate)  # the target network follows Q
-    learner.updates += 1
-    torch.manual_seed(args.seed * 10**6 + int(learner.updates))  # a resumed run draws the same actions
-    obs, action, next_obs = data["observations"][index], data["actions"][index], data["next_observations"][index]
-    gaussian, next_gaussian = learner["policy"](obs), learner["policy"](next_obs).detach()  # (B, 2 A)
-    x, next_x = draw(gaussian, args.num_actions), draw(next_gaussian, args.num_actions)  # (B, n, A)
-    log_pi, next_log_pi = log_density(gaussian[:, None], x), log_density(next_gaussian[:, None], next_x)  # (B, n)
+def learner_loss(args: Args, learner: Learner, batch: Transitions) -> tuple[Tensor, dict]:
+    """Loss and metrics of a batch: the critics', then SAC's of policy and temperature."""
+    n, action_dim = args.num_actions, batch.action.shape[1]
+    gaussian = learner.policy(batch.obs)  # (B, 2 A)
+    next_gaussian = learner.policy(batch.next_obs).detach()  # (B, 2 A)
+    x, next_x = draw(gaussian, n), draw(next_gaussian, n)  # (B, n, A)
+    log_pi = log_density(gaussian[:, None], x)  # (B, n)
+    next_log_pi = log_density(next_gaussian[:, None], next_x)  # (B, n)
     uniform = torch.empty_like(next_x).uniform_(-1, 1)
     with torch.no_grad():
-        tried = next_x[:, : args.num_actions if args.max_backup else 1].tanh()
-        next_value = values(learner["q_target"], next_obs, tried).amin(0).amax(1)  # (B,)
-    actions = torch.cat([action[:, None], uniform, x.detach().tanh(), next_x.tanh()], dim=1)  # (B, 1 + 3 n, A)
-    q = values(learner["q"], obs, actions)  # (critics, B, 1 + 3 n)
-    data_q = q[:, :, 0]  # (critics, B)
-    q_loss = td_loss(data_q, data["rewards"][index], data["terminals"][index], next_value, args.discount)
-    log_uniform = torch.full_like(next_log_pi, -action.shape[1] * np.log(2))
-    densities = torch.cat([log_uniform, log_pi.detach(), next_log_pi], dim=1)  # (B, 3 n)
-    penalty = conservative_loss(q[:, :, 1:], densities, data_q)
-    learner["q"].requires_grad_(False)  # the policy's loss moves the policy alone
-    policy_q = values(learner["q"], obs, x[:, :1].tanh()).amin(0).squeeze(1)  # (B,)
-    learner["q"].requires_grad_(True)
-    temperature, entropy = learner.log_temperature.exp().detach(), -log_pi[:, 0]  # (), (B,)
-    policy_loss = -(policy_q + temperature * entropy).mean()
-    temperature_loss = learner.log_temperature * (entropy.detach() + action.shape[1]).mean()  # entropy's target is -A
-    loss = 0.5 * q_loss + args.conservatism * penalty + policy_loss + temperature_loss  # CQL Eq. 1: half the error
-    metrics = {"losses/q": q_loss, "losses/penalty": penalty, "losses/policy": policy_loss, "charts/q": data_q.mean()}
-    metrics |= {"charts/q_policy": policy_q.mean(), "charts/entropy": entropy.mean(), "charts/temperature": temperature}
-    return loss, metrics
+        tried = next_x[:, : n if args.max_backup else 1].tanh()
+        next_v = values(learner.q_target, batch.next_obs, tried).amin(0).amax(1)  # Q'(s', a')
+    actions = torch.cat([batch.action[:, None], uniform, x.detach().tanh(), next_x.tanh()], dim=1)
+    q = values(learner.q, batch.obs, actions)  # (critics, B, 1 + 3 n)
+    data_q = q[:, :, 0]  # Q(s, a) of the data
+    q_loss = td_loss(data_q, batch.reward, batch.terminal, next_v, args.discount)  # E (r + gamma V' - Q)^2
+    log_uniform = torch.full_like(next_log_pi, -action_dim * np.log(2))
+    log_densities = torch.cat([log_uniform, log_pi.detach(), next_log_pi], dim=1)  # (B, 3 n)
+    penalty = conservative_loss(q[:, :, 1:], log_densities, data_q)  # E log int exp Q da - Q(s, a)
+    learner.q.requires_grad_(False)  # the policy's loss trains the policy alone
+    policy_q = values(learner.q, batch.obs, x[:, :1].tanh()).amin(0).squeeze(1)  # Q(s, a), a ~ pi: (B,)
+    learner.q.requires_grad_(True)
+    temperature, entropy = learner.log_temperature.exp().detach(), -log_pi[:, 0]
+    policy_loss = -(policy_q + temperature * entropy).mean()  # -E_pi [Q - temperature log pi]
+    temperature_loss = learner.log_temperature * (entropy.detach() + action_dim).mean()  # to -A
+    loss = 0.5 * q_loss + args.conservatism * penalty + policy_loss + temperature_loss  # CQL Eq. 1
+    metrics = {"losses/q": q_loss, "losses/penalty": penalty, "losses/policy": policy_loss}
+    metrics |= {"charts/q": data_q.mean(), "charts/q_policy": policy_q.mean()}
+    return loss, metrics | {"charts/entropy": entropy.mean(), "charts/temperature": temperature}
 
 
-def policy(args: Args, learner: nn.ModuleDict, obs: Tensor) -> Tensor:
-    """The policy's mean action: (B, obs_dim) -> (B, action_dim)"""
-    return learner["policy"](obs).chunk(2, dim=-1)[0].tanh()
+# --- acting ---
+def policy_mean(args: Args, learner: Learner, obs: Tensor) -> Tensor:
+    """The policy's mean action: (B, obs_dim) -> (B, A)"""
+    return learner.policy(obs).chunk(2, dim=-1)[0].tanh()
+
+
+def make_act(args: Args, learner: Learner, spaces: d4rl.Spaces):
+    """The policy as a function of raw observations, one or a batch: NumPy in, NumPy out."""
+
+    @torch.no_grad()
+    def act(observation: np.ndarray, uniform: np.ndarray | None = None) -> np.ndarray:
+        """(obs_dim,) or (B, obs_dim) -> action likewise; deterministic, so `uniform` plays no part."""
+        obs = torch.as_tensor(np.atleast_2d(observation), dtype=torch.float32, device=args.device)
+        action = policy_mean(args, learner, (obs - spaces.obs_mean) / spaces.obs_std)
+        action = action.clamp(spaces.action_low, spaces.action_high).cpu().numpy()
+        return action if np.ndim(observation) > 1 else action[0]
+
+    return act
+
+
+# --- training loop ---
+def train(args: Args, run: runs.Run, learner: Learner, data: Transitions):
+    """Draw a batch, loss, step; now and then measure and save."""
+    stage, steps = "learner", args.steps
+    weights = [weight for weight in learner.parameters() if weight.requires_grad]
+    optimizer = torch.optim.Adam(weights, lr=args.lr, fused=True)
+    generator = torch.Generator(args.device).manual_seed(args.seed)  # draws the batches
+    first = run.restore(stage, learner, optimizer, generator)  # 0, or where a run stopped
+    progress = tqdm(range(first, steps), initial=first, total=steps, desc=stage, mininterval=1)
+    for step in progress:
+        if args.anneal_lr:
+            optimizer.param_groups[0]["lr"] = args.lr * float(1 + np.cos(np.pi * step / steps)) / 2
+        torch.manual_seed(args.seed * 10**6 + step + 1)  # noise in a loss is the same when resumed
+        size = (args.batch_size,)
+        index = torch.randint(len(data.obs), size, generator=generator, device=args.device)
+        batch = Transitions(*(array[index] for array in data))
+
+        loss, metrics = learner_loss(args, learner, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        learner.move_target(args.target_rate)
+
+        run.log(metrics)
+        if (step + 1) % args.eval_every == 0 or step + 1 == steps:
+            measured = evaluate(args, make_act(args, learner, run.spaces))
+            shown = run.record(stage, step + 1, steps, measured, learner, optimizer, generator)
+            progress.set_postfix(shown)
 
 
 # --- main ---
 def main(args: Args) -> float:
-    """Train, or what is left of it, or only play; return the final normalized score."""
+    """Data, training, result; or only play. Returns the final normalized score."""
     torch.set_num_threads(args.threads)
-    torch.set_flush_denormal(True)  # count numbers below 1e-38 as 0: some processors take far longer for them
-    torch.manual_seed(args.seed)  # the initial weights; batches have a generator of their own
-    task = d4rl.playable_task(args.env_id)
-    learner = make_learner(args, task.observation_size, task.action_size).to(args.device)
+    torch.set_flush_denormal(True)  # below 1e-38 is 0: such numbers slow some processors
+    torch.manual_seed(args.seed)  # the initial weights
+    d4rl.playable_task(args.env_id)  # its simulator is here, or one sentence says what to install
     if args.evaluate:
-        checkpoint = read_checkpoint(args.evaluate, "learner")
-        learner.load_state_dict(checkpoint["stages"]["learner"]["model"])
-        data = {name: checkpoint[name].to(args.device) for name in ("obs_mean", "obs_std")}
-        result = evaluate(args, learner, data, video=Path(args.evaluate) if args.capture_video else None)
-        print(f"score {result['eval/score']:.1f} over {args.eval_episodes} episodes")
-        return result["eval/score"]
-    data = load_data(args)
-    run = start_run(args, data)
-
-    loss, measure = partial(learner_loss, args, learner, data), partial(evaluate, args, learner, data)
-    rows = torch.arange(len(data["actions"]), device=args.device)
-    train(args, run, "learner", args.steps, learner, rows, loss, measure)
-
-    scores = [row["eval/score"] for row in run["history"] if row["stage"] == "learner"]
-    result = {"score": scores[-1], "best_score": max(scores), "returns": run["returns"], "episodes": args.eval_episodes}
-    result |= {"env_id": args.env_id, "script": SCRIPT, "seed": args.seed}
-    result["seconds"] = {stage: state["seconds"] for stage, state in run["stages"].items()}
-    result["versions"] = {name: version(name) for name in ("torch", "numpy", "gymnasium", "mujoco", "d4rl")}
-    write(run["folder"] / "result.json", json.dumps(result, indent=2).encode())
+        return play(args)
+    data, spaces = load_data(args)
+    learner = Learner(args, len(spaces.obs_mean), len(spaces.action_low)).to(args.device)
+    run = runs.Run(SCRIPT, args, spaces)
+    train(args, run, learner, data)
+    score = run.finish()
     if args.capture_video:
-        evaluate(args, learner, data, video=run["folder"])
-    run["writer"].close()
-    print(f"score {scores[-1]:.1f} (best {max(scores):.1f}) over {args.eval_episodes} episodes; {run['folder']}")
-    return scores[-1]
+        evaluate(args, make_act(args, learner, spaces), video=run.folder)
+    return score
+
+
+# --- plumbing, the same in every script ---
+SCRIPT = Path(__file__).stem
+ROBOTS = ("hopper", "halfcheetah", "walker2d")
+SETTINGS = {  # how an env-id begins: its own defaults on the command line; a later line wins
+    "maze2d-large-demos": dict(steps=4000, eval_every=2000),
+    (*ROBOTS, "pen", "door", "hammer", "relocate"): dict(normalize_rewards=True),
+    "antmaze": dict(reward_shift=-0.5, reward_scale=4.0, max_backup=True, eval_episodes=100),
+    "robomimic": dict(reward_scale=100.0, eval_every=10_000, eval_episodes=50),
+}
+LIMITS = {  # of numbers; where none is given, counts start at 1 and other numbers at 0
+    "seed": (0, 1e9),
+    "discount": (0, 1),
+    "reward_shift": (-1e9, 1e9),
+    "temperature": (1e-6, 1e9),
+}
+ACTING = ()  # what --evaluate may change of how the policy acts
+
+
+def load_data(args: Args) -> tuple[Transitions, d4rl.Spaces]:
+    """The task's transitions, and what acting has to know of its spaces, as tensors."""
+    dataset = d4rl.get_dataset(args.env_id, args.dataset_path or None)
+    print(f"{args.env_id} on {args.device}: {d4rl.describe(args.env_id, dataset)}")
+    arrays = d4rl.qlearning_dataset(args.env_id, dataset=dataset).values()
+    arrays = [torch.as_tensor(array, dtype=torch.float32, device=args.device) for array in arrays]
+    obs, action, next_obs, reward, terminal = arrays
+    low, high = (torch.as_tensor(x, device=args.device) for x in d4rl.action_bounds(args.env_id))
+    spaces = d4rl.Spaces(obs.mean(0), obs.std(0) + 1e-3, low, high)  # some entries never change
+    obs = (obs - spaces.obs_mean) / spaces.obs_std
+    next_obs = (next_obs - spaces.obs_mean) / spaces.obs_std
+    scale = args.reward_scale
+    if args.normalize_rewards:
+        scale *= 1000 / d4rl.return_range(args.env_id, dataset)
+    reward = (reward + args.reward_shift) * scale
+    return Transitions(obs, action, reward, next_obs, terminal), spaces
+
+
+def evaluate(args: Args, act, video: Path | None = None) -> dict:
+    """Play `eval_episodes` episodes. `video`: a folder for an mp4 of the first one."""
+    path = args.dataset_path or None
+    returns = d4rl.evaluate(args.env_id, act, args.eval_episodes, args.seed, video, path)
+    score = 100 * d4rl.get_normalized_score(args.env_id, np.mean(returns))
+    return {"eval/score": float(score), "eval/return": float(np.mean(returns)), "returns": returns}
+
+
+def play(args: Args) -> float:
+    """The score of the finished run in the folder `args.evaluate`."""
+    video = Path(args.evaluate) if args.capture_video else None
+    score = evaluate(args, load(args.evaluate, args), video)["eval/score"]
+    print(f"score {score:.1f} over {args.eval_episodes} episodes")
+    return score
+
+
+def load(folder: str, args: Args | None = None, **changes):
+    """The policy of a finished run: `act = load("runs/NAME")`, then `action = act(observation)`.
+
+    It runs on the CPU. `changes` are flags that --evaluate may change, such as acting="greedy".
+    """
+    saved = runs.read_run(folder, SCRIPT, Args, stage="learner")
+    args = args or Args(**{**saved["args"], "device": "cpu", **changes})
+    spaces = d4rl.Spaces(*(array.to(args.device) for array in saved["spaces"]))
+    learner = Learner(args, len(spaces.obs_mean), len(spaces.action_low)).to(args.device)
+    learner.load_state_dict(saved["stages"]["learner"]["model"])
+    return make_act(args, learner, spaces)
+
+
+def parse_args(argv: list[str] | None = None) -> Args:
+    """A flag wins over the run that it names (--resume ...), and that over the task's SETTINGS."""
+    return runs.parse_args(Args, SCRIPT, SETTINGS, LIMITS, ACTING, argv)
 
 
 if __name__ == "__main__":
     try:
         main(parse_args())
-    except (d4rl.DatasetError, NotADirectoryError, PermissionError) as error:
-        stop(str(error))
+    except (d4rl.UsageError, NotADirectoryError, PermissionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
