@@ -195,6 +195,7 @@ def fit(args, updates: int, model: nn.Module, data, rows: Tensor, loss: Callable
     optimizer = torch.optim.Adam(weights, lr=args.lr, fused=True)
     generator = torch.Generator().manual_seed(args.seed)
     for update in range(1, updates + 1):
+        torch.manual_seed(args.seed * 10**6 + update)  # of Aquadem's dropout
         index = rows[torch.randint(len(rows), (args.batch_size,), generator=generator)]
         optimizer.zero_grad()
         loss(type(data)(*(array[index] for array in data))).backward()
