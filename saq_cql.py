@@ -202,7 +202,6 @@ def train(args: Args, run: runs.Run, stage: str, vqvae: VQVAE, learner: Learner,
     for step in progress:
         if args.anneal_lr:
             optimizer.param_groups[0]["lr"] = args.lr * float(1 + np.cos(np.pi * step / steps)) / 2
-        torch.manual_seed(args.seed * 10**6 + step + 1)  # noise in a loss is the same when resumed
         draw = torch.randint(len(rows), (args.batch_size,), generator=generator, device=args.device)
         index = rows[draw]  # (B,)
         batch = Transitions(*(array[index] for array in data))

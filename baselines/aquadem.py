@@ -226,7 +226,7 @@ def train(args: Args, run: runs.Run, stage: str, quantizer: Quantizer, learner: 
     for step in progress:
         if args.anneal_lr:
             optimizer.param_groups[0]["lr"] = args.lr * float(1 + np.cos(np.pi * step / steps)) / 2
-        torch.manual_seed(args.seed * 10**6 + step + 1)  # noise in a loss is the same when resumed
+        torch.manual_seed(args.seed * 10**6 + step + 1)  # the losses draw noise: by update, not by run
         draw = torch.randint(len(rows), (args.batch_size,), generator=generator, device=args.device)
         index = rows[draw]  # (B,)
         batch = Transitions(*(array[index] for array in data))

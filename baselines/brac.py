@@ -195,7 +195,7 @@ def train(args: Args, run: runs.Run, stage: str, learner: Learner, data: Transit
     for step in progress:
         if args.anneal_lr:
             optimizer.param_groups[0]["lr"] = args.lr * float(1 + np.cos(np.pi * step / steps)) / 2
-        torch.manual_seed(args.seed * 10**6 + step + 1)  # noise in a loss is the same when resumed
+        torch.manual_seed(args.seed * 10**6 + step + 1)  # the losses draw noise: by update, not by run
         size = (args.batch_size,)
         index = torch.randint(len(data.obs), size, generator=generator, device=args.device)
         batch = Transitions(*(array[index] for array in data))

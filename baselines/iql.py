@@ -180,7 +180,6 @@ def train(args: Args, run: runs.Run, learner: Learner, data: Transitions):
             : 2 if args.anneal_lr else 1
         ]:  # the policy's in any case, as IQL's
             group["lr"] = args.lr * float(1 + np.cos(np.pi * step / steps)) / 2
-        torch.manual_seed(args.seed * 10**6 + step + 1)  # noise in a loss is the same when resumed
         size = (args.batch_size,)
         index = torch.randint(len(data.obs), size, generator=generator, device=args.device)
         batch = Transitions(*(array[index] for array in data))

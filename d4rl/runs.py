@@ -145,6 +145,10 @@ class Run:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         generator.set_state(state["generator"])
+        cpu, *gpus = state["noise"]  # of losses that draw some
+        torch.set_rng_state(cpu)
+        if len(gpus) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(gpus)
         return state["step"]
 
     def log(self, metrics: dict[str, torch.Tensor]):
@@ -168,6 +172,7 @@ class Run:
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "generator": generator.get_state(),
+            "noise": [torch.get_rng_state(), *torch.cuda.get_rng_state_all()],
             "step": step,
             "finished": step == steps,
             "seconds": seconds,
