@@ -49,7 +49,7 @@ BINS = (2, 3, 4, 6, 8, 12, 16, 24, 32)  # per dimension
 LEVELS = {4: (2, 2), 8: (4, 2), 16: (4, 4), 32: (8, 4), 64: (4, 4, 4), 128: (8, 4, 4)}  # of FSQ
 CLASSIFIED = range(16, 33)  # the numbers of codes for which bins are given a classifier
 PICTURED = {  # dataset: states, as (name, row of the data); two action dimensions; what they are
-    "maze2d-large-demos": ([("A", 60), ("B", 150), ("C", 330)], (1, 0), ("to the right", "downwards")),
+    "maze2d-large-demos": ([("A", 60), ("B", 150), ("C", 330)], (1, 0), ("force right", "force down")),
     "hopper-medium-expert": ([("D", 20_100), ("E", 60_400), ("F", 120_500)], (0, 2), ("thigh", "foot")),
 }
 BUDGET = ("hidden_dim", "updates", "classifier_updates", "episodes")  # equal in all lines of a file
@@ -372,7 +372,7 @@ def draw_codes(lines: list[dict], dataset: str):
             panel.spines[:].set_visible(False)
     for panel, (name, _) in zip(axes[:, 0], states, strict=True):
         panel.set_ylabel(f"state {name}\n{upwards}", size=8.5, color=INK)
-    if upwards.endswith("downwards"):
+    if upwards.endswith("down"):
         axes[0, 0].invert_yaxis()  # that of all panels
     figure.tight_layout(pad=0.4, w_pad=0.3, h_pad=0.4)
     return figure

@@ -50,6 +50,17 @@ def test_bins_by_hand():
     assert constant.decode(obs[:2], torch.arange(2)).tolist() == [[0.5, 0.25], [0.5, 0.75]]
 
 
+def test_a_codebook_moves_after_every_step():
+    torch.manual_seed(0)
+    obs, action, rest = torch.randn(40, 3), torch.rand(40, 2), torch.zeros(40)
+    data = Transitions(obs, action, rest, obs, rest, rest)
+    quantizer, loss, _ = quantizers.make("VQ-VAE", 4, 0, 16, data)
+    before = quantizer.codebook.clone()
+    steps = quantizers.fit(quantizers.saq_bc.Args(), 2, quantizer, data, torch.arange(40), loss)
+    assert list(steps) == [1, 2]
+    assert not torch.equal(quantizer.codebook, before)
+
+
 @pytest.mark.parametrize("form", quantizers.FORMS)
 def test_every_form_decodes_what_it_encodes(form):
     """Only the quantizers without the state decode a code to the same action everywhere."""
