@@ -59,7 +59,7 @@ def play(out, *more) -> subprocess.Popen:
 
 
 def test_a_killed_run_goes_on_and_a_finished_one_is_skipped_and_collected(tmp_path):
-    slow = ["--flags", TINY.replace("--steps 40", "--steps 150")]
+    slow = ["--flags", TINY.replace("--steps 40", "--steps 80")]
     process = play(tmp_path, *slow)
     for _ in range(600):
         found = list(tmp_path.glob("*/*/metrics.csv"))
@@ -80,7 +80,7 @@ def test_a_killed_run_goes_on_and_a_finished_one_is_skipped_and_collected(tmp_pa
     assert "1 of 1 runs are finished" in collect.communicate(timeout=60)[0]
     (line,) = (tmp_path / "all.jsonl").read_text().splitlines()
     kept = json.loads(line)
-    assert kept["script"] == "saq_cql" and kept["args"]["steps"] == 150 and str(tmp_path) not in line
+    assert kept["script"] == "saq_cql" and kept["args"]["steps"] == 80 and str(tmp_path) not in line
 
 
 def renamed(args: dict) -> dict:
