@@ -1,9 +1,5 @@
 """Kitchen: observations, noise, goals, rewards and episode ends, against D4RL's definition of them."""
 
-import os
-import subprocess
-import sys
-
 import gymnasium
 import mujoco
 import numpy as np
@@ -27,9 +23,7 @@ TASKS = {
     PARTIAL: ["microwave", "kettle", "light switch", "slide cabinet"],
     MIXED: ["microwave", "kettle", "bottom burner", "light switch"],
 }
-AMPLITUDES = np.array(
-    [0.01] * 9 + [0.0005] * 2 + [0.00005] * 6 + [0.0005] * 3 + [0.01] * 3 + [0.0005] * 3 + [0.01] * 3 + [0.0005]
-)
+AMPLITUDES = np.repeat([0.01, 5e-4, 5e-5, 5e-4, 0.01, 5e-4, 0.01, 5e-4], [9, 2, 6, 3, 3, 3, 3, 1])
 STILL = np.zeros(9)
 
 
@@ -43,54 +37,39 @@ def put(env, task: str, share: float = 1.0) -> None:
 
 
 @pytest.mark.parametrize("env_id", IDS)
-def test_sizes_horizon_and_reproducible_episodes(env_id):
-    env, runs = gymnasium.make(env_id), []
-    spec = d4rl.task(env_id)
-    assert env.observation_space.shape == (60,) == (spec.observation_size,)
-    assert env.action_space.shape == (9,) == (spec.action_size,)
-    assert (spec.max_episode_steps, spec.ref_min, spec.ref_max) == (280, 0, 4)
-    for seed in (3, 3, 4):
-        rng = np.random.default_rng(0)
-        observation, _ = env.reset(seed=seed)
-        observations, truncated = [observation], False
-        while not truncated:
-            observation, _, terminated, truncated, info = env.step(rng.uniform(-1, 1, 9))
-            observations.append(observation)
-            assert not terminated and not info["success"]
-        assert len(observations) == 281 and env.observation_space.contains(observation)
-        runs.append(np.array(observations))
-    np.testing.assert_array_equal(runs[0], runs[1])
-    assert np.abs(runs[0] - runs[2])[:, :9].min() > 0
-
-
-@pytest.mark.parametrize("env_id", IDS)
-def test_observation(env_id):
+def test_sizes_and_observation(env_id):
     """Positions, of which the start's quaternion is of length one, and a goal for the four tasks only."""
-    env = gymnasium.make(env_id).unwrapped
-    observation, _ = env.reset(seed=0)
-    start = FrankaKitchen().robot_env.init_qpos
-    start[26:] /= np.linalg.norm(start[26:])
-    np.testing.assert_allclose(env.data.qpos, start, rtol=0, atol=1e-12)
-    assert (np.abs(observation[:30] - start) <= AMPLITUDES).all()
+    env, spec = gymnasium.make(env_id, render_mode="rgb_array"), d4rl.task(env_id)
+    assert env.unwrapped.render_mode == "rgb_array"
+    assert env.observation_space.shape == (60,) == (spec.observation_size,)
+    np.testing.assert_array_equal([env.action_space.low, env.action_space.high], d4rl.action_bounds(env_id))
+    assert (spec.action_size, spec.max_episode_steps, spec.ref_min, spec.ref_max) == (9, 280, 0, 4)
     goal = np.zeros(30)
     for task in TASKS[env_id]:
         indices, positions = GOALS[task]
         goal[indices] = positions
-    for _ in range(3):
-        np.testing.assert_array_equal(observation[30:], goal)
-        observation, *_ = env.step(np.ones(9))
+    runs = []
+    for seed in (3, 3, 4):
+        runs.append([env.reset(seed=seed)[0], *[env.step(np.ones(9))[0] for _ in range(3)]])
+        assert all(env.observation_space.contains(observation) for observation in runs[-1])
+        np.testing.assert_array_equal(np.array(runs[-1])[:, 30:], [goal] * 4)
+    np.testing.assert_array_equal(runs[0], runs[1])
+    assert not np.isclose(np.array(runs[0])[:, :9], np.array(runs[2])[:, :9], rtol=0, atol=1e-9).any()
 
 
-def test_noise():
-    """Uniform, independent from joint to joint, anew at every look."""
+def test_start_and_noise():
+    """Noise is uniform, independent from joint to joint, anew at every look."""
     env = gymnasium.make(COMPLETE)
-    looks = np.array([env.reset(seed=0 if i == 0 else None)[0][:30] for i in range(4000)])
-    noise = (looks - env.unwrapped.init_qpos) / AMPLITUDES
-    assert np.abs(noise).max() <= 1
-    np.testing.assert_allclose(noise.mean(axis=0), 0, atol=0.05)
+    env.reset(seed=0)
+    start = FrankaKitchen().robot_env.init_qpos
+    start[26:] /= np.linalg.norm(start[26:])
+    np.testing.assert_allclose(env.unwrapped.data.qpos, start, rtol=0, atol=1e-12)
+    noise = (np.array([env.reset()[0][:30] for _ in range(2000)]) - start) / AMPLITUDES
+    assert np.abs(noise).max() <= 1 + 1e-9
+    np.testing.assert_allclose(noise.mean(axis=0), 0, atol=0.06)
     np.testing.assert_allclose(noise.std(axis=0), 1 / np.sqrt(3), rtol=0.05)
-    np.testing.assert_allclose(np.corrcoef(noise.T), np.eye(30), atol=0.08)
-    np.testing.assert_allclose((noise[1:] * noise[:-1]).mean(axis=0), 0, atol=0.05)
+    np.testing.assert_allclose(np.corrcoef(noise.T), np.eye(30), atol=0.1)
+    np.testing.assert_allclose((noise[1:] * noise[:-1]).mean(axis=0), 0, atol=0.06)
 
 
 def test_action_is_a_velocity_from_the_observed_position():
@@ -99,7 +78,7 @@ def test_action_is_a_velocity_from_the_observed_position():
     rng = np.random.default_rng(0)
     low = [-2.9, -1.8, -2.9, -3.1, -2.9, 0, -2.9, 0, 0]
     high = [2.9, 1.8, 2.9, 0, 2.9, 3.8, 2.9, 0.04, 0.04]
-    for _ in range(100):
+    for _ in range(30):
         action = rng.uniform(-1.5, 1.5, 9)
         target = observation[:9] + 2 * 0.08 * np.clip(action, -1, 1)
         before = env.unwrapped.data.time
@@ -108,14 +87,12 @@ def test_action_is_a_velocity_from_the_observed_position():
         assert env.unwrapped.data.time - before == pytest.approx(0.08)
 
 
-@pytest.mark.parametrize("env_id", IDS)
-@pytest.mark.parametrize("turn", [1, -1], ids=["in order", "backwards"])
-def test_reward_once_per_task(env_id, turn):
+@pytest.mark.parametrize("env_id", [COMPLETE, MIXED])
+def test_reward_once_per_task(env_id):
     env = gymnasium.make(env_id)
-    for _ in range(2):  # an episode leaves nothing behind for the next
+    for turn in (1, -1):  # in order and backwards; an episode leaves nothing behind for the next
         env.reset(seed=0)
         completed = []
-        assert env.step(STILL)[1:3] == (0.0, False)
         for task in GOALS.keys() - TASKS[env_id]:
             put(env, task)
             _, reward, terminated, _, info = env.step(STILL)
@@ -131,68 +108,28 @@ def test_reward_once_per_task(env_id, turn):
                 for share in (1.0, 0.0, 1.0):  # staying there, undone, done again: no more reward
                     put(env, task, share)
                     assert env.step(STILL)[1:3] == (0.0, False)
-        assert env.unwrapped.completed == completed
-
-
-def test_two_tasks_at_once():
-    env = gymnasium.make(COMPLETE)
     env.reset(seed=0)
     put(env, "microwave")
-    put(env, "slide cabinet")
-    _, reward, terminated, _, info = env.step(STILL)
-    assert (reward, terminated) == (2.0, False) and sorted(info["completed"]) == ["microwave", "slide cabinet"]
+    put(env, "light switch")
+    assert env.step(STILL)[1:3] == (2.0, False)  # two at once
 
 
 def test_the_observed_position_decides():
     """A door opened to just about 0.3 from the goal: done where the noisy observation says so."""
     env, differ = gymnasium.make(COMPLETE), []
-    for seed in range(60):
+    for seed in range(40):
         env.reset(seed=seed)
         put(env, "microwave", share=0.45 / 0.75)
         observation, reward, *_ = env.step(STILL)
         assert reward == float(abs(observation[22] + 0.75) < 0.3)
         differ.append(reward != float(abs(env.unwrapped.data.qpos[22] + 0.75) < 0.3))
-    assert 5 < sum(differ) < 55
+    assert 5 < sum(differ) < 35
 
 
 def test_the_pedestal_cannot_be_touched():
-    """Unlike in Gymnasium-Robotics, whose arm is moved in the same way."""
-    ours, theirs = gymnasium.make(COMPLETE).unwrapped, FrankaKitchen(robot_noise_ratio=0.0).robot_env
-    touched = []
-    for env in (ours, theirs):
-        env.reset(seed=0)
-        pedestal = env.model.geom_bodyid == env.model.body("panda0_link0").parentid
-        rng, contacts = np.random.default_rng(1), 0
-        for _ in range(150):
-            env.step(rng.uniform(-1, 1, 9))
-            contacts += pedestal[env.data.contact.geom].sum()
-        assert env.model.geom_type[pedestal].tolist() == [mujoco.mjtGeom.mjGEOM_CYLINDER]
-        touched.append(contacts)
-    assert touched[0] == 0 < touched[1]
-
-
-RENDER = """
-import d4rl, gymnasium
-def picture(env_id):
-    env = gymnasium.make(env_id, render_mode="rgb_array")
-    env.reset(seed=0)
-    image = env.render()
-    env.close()
-    return image
-try:
-    picture("hopper-medium-v2")
-except Exception as error:
-    print(error)
-    raise SystemExit(77)
-image = picture("kitchen-mixed-v0")
-print(image.shape, image.dtype, image.std() > 10)
-"""
-
-
-def test_rgb_array():
-    environment = os.environ | {"MUJOCO_GL": "egl"}
-    done = subprocess.run([sys.executable, "-c", RENDER], capture_output=True, text=True, env=environment)
-    if done.returncode == 77:
-        pytest.skip(f"no OpenGL, MUJOCO_GL=egl cannot render here: {done.stdout.strip()}")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "(480, 480, 3) uint8 True"
+    """Unlike in Gymnasium-Robotics."""
+    for env, touchable in ((gymnasium.make(COMPLETE).unwrapped, 0), (FrankaKitchen().robot_env, 1)):
+        model = env.model
+        pedestal = model.geom_bodyid == model.body("panda0_link0").parentid
+        assert model.geom_type[pedestal].tolist() == [mujoco.mjtGeom.mjGEOM_CYLINDER]
+        assert model.geom_contype[pedestal] == model.geom_conaffinity[pedestal] == touchable
