@@ -4,38 +4,27 @@ import json
 import os
 import subprocess
 import sys
+import time
 import venv
+from importlib.util import find_spec
 from pathlib import Path
 
 import gymnasium
 import h5py
 import numpy as np
 import pytest
-from common import ROOT, play, result, run, tiny
+from common import HOPPER, ROOT, play, run, tiny
 
 import d4rl
 from d4rl import evaluation, robomimic_tasks
 
 STANDINS = os.environ.get("SAQ_STANDIN_DIR", "")
 standins = pytest.mark.skipif(not STANDINS, reason="SAQ_STANDIN_DIR names no folder with stand-in datasets")
-OSC = {
-    "type": "OSC_POSE",
-    "input_max": 1,
-    "input_min": -1,
-    "output_max": [0.05, 0.05, 0.05, 0.5, 0.5, 0.5],
-    "output_min": [-0.05, -0.05, -0.05, -0.5, -0.5, -0.5],
-    "kp": 150,
-    "damping": 1,
-    "impedance_mode": "fixed",
-    "kp_limits": [0, 300],
-    "damping_limits": [0, 10],
-    "position_limits": None,
-    "orientation_limits": None,
-    "uncouple_pos_ori": True,
-    "control_delta": True,
-    "interpolation": None,
-    "ramp_ratio": 0.2,
-}
+robosuite = pytest.mark.skipif(not find_spec("robosuite"), reason="robosuite is not installed")
+OSC = {"type": "OSC_POSE", "input_max": 1, "input_min": -1, "kp": 150, "damping": 1, "ramp_ratio": 0.2}
+OSC |= {"output_max": [0.05] * 3 + [0.5] * 3, "output_min": [-0.05] * 3 + [-0.5] * 3, "kp_limits": [0, 300]}
+OSC |= {"damping_limits": [0, 10], "position_limits": None, "orientation_limits": None, "interpolation": None}
+OSC |= {"uncouple_pos_ori": True, "control_delta": True, "impedance_mode": "fixed"}
 OBJECT_SIZES = {"lift": 10, "can": 14, "square": 14, "tool_hang": 44, "transport": 41}
 SIZES = {"lift": 19, "can": 23, "square": 23, "tool_hang": 53, "transport": 59}
 
@@ -44,7 +33,7 @@ def env_args(task: str, version: str = "1.5.2") -> dict:
     """What robomimic's files say of their environment."""
     arm = OSC | {"input_ref_frame": "world", "gripper": {"type": "GRIP"}}
     controller = OSC if version.startswith("1.4") else {"type": "BASIC", "body_parts": {"right": arm}}
-    kwargs = {"robots": ["Panda"], "controller_configs": controller, "control_freq": 20, "has_renderer": False}
+    kwargs = {"robots": ["Panda"], "controller_configs": controller, "control_freq": 20}
     if task == "transport":
         kwargs |= {"robots": ["Panda"] * 2, "controller_configs": [controller] * 2}
         kwargs |= {"env_configuration": "single-arm-opposed"}
@@ -69,54 +58,13 @@ def write(path: Path, task: str = "lift", version: str = "1.5.2", lengths: tuple
         for number, length in enumerate(lengths):
             first = 100 * number
             demo = data.create_group(f"demo_{number}")
-            for group, rows in (
-                ("obs", range(first, first + length)),
-                ("next_obs", range(first + 1, first + length + 1)),
-            ):
-                for key, values in columns(task, rows).items():
+            for group, start in (("obs", first), ("next_obs", first + 1)):
+                for key, values in columns(task, range(start, start + length)).items():
                     demo[f"{group}/{key}"] = values
             demo["actions"] = np.full((length, 14 if task == "transport" else 7), number / 10)
             demo["rewards"] = (np.arange(length) >= length - 2).astype(float)
             demo["dones"] = demo["rewards"][()].astype(int)
     return path
-
-
-# --- files ---
-@pytest.mark.parametrize("task", SIZES)
-def test_observations_hold_every_arm_and_the_objects(task, tmp_path):
-    data = d4rl.get_dataset(f"robomimic/{task}-ph", write(tmp_path / "f.hdf5", task))
-    assert data["observations"].shape == (5, SIZES[task]) == (5, d4rl.task(f"robomimic/{task}-ph").observation_size)
-    parts = [range(3), range(4), range(2)] * (2 if task == "transport" else 1) + [range(OBJECT_SIZES[task])]
-    expected = np.concatenate(parts) / 1000
-    np.testing.assert_allclose(data["observations"], np.array([0, 1, 2, 100, 101])[:, None] + expected, rtol=1e-6)
-    np.testing.assert_allclose(data["next_observations"], data["observations"] + 1, rtol=1e-6)
-
-
-def test_demonstrations_come_in_the_order_of_their_numbers(tmp_path):
-    path = write(tmp_path / "f.hdf5", lengths=tuple(range(1, 13)))  # by name, demo_10 comes before demo_2
-    data = d4rl.get_dataset("robomimic/lift-ph", path)
-    np.testing.assert_array_equal(np.flatnonzero(data["timeouts"]), np.cumsum(range(1, 13)) - 1)
-    np.testing.assert_allclose(np.unique(data["actions"]), np.arange(12) / 10, rtol=1e-6)
-
-
-def test_an_episode_ends_at_success_and_no_row_is_dropped(tmp_path):
-    path = write(tmp_path / "f.hdf5", lengths=(3, 4))
-    data = d4rl.get_dataset("robomimic/lift-ph", path)
-    assert data["terminals"].tolist() == [False, True, True, False, False, True, True]
-    transitions = d4rl.qlearning_dataset("robomimic/lift-ph", path)
-    assert transitions["rewards"].tolist() == [0, 1, 1, 0, 0, 1, 1]
-    np.testing.assert_array_equal(transitions["next_observations"], data["next_observations"])
-    assert d4rl.episode_returns("robomimic/lift-ph", data).tolist() == [1, 1]
-    assert "2 episodes with returns 1.0 to 1.0" in d4rl.describe("robomimic/lift-ph", data)
-
-
-def test_a_demonstration_that_fails_continues(tmp_path):
-    path = write(tmp_path / "f.hdf5")
-    with h5py.File(path, "r+") as file:
-        file["data/demo_1/rewards"][...] = 0
-    data = d4rl.get_dataset("robomimic/lift-ph", path)
-    assert data["terminals"].tolist() == [False, True, True, False, False]
-    assert d4rl.episode_returns("robomimic/lift-ph", data).tolist() == [1, 0]
 
 
 POSE, SEEN = list(range(7)), list(range(7, 14))  # of an object; seen from the gripper
@@ -128,183 +76,162 @@ AS_IN_1_5 = {
 }
 
 
-@pytest.mark.parametrize("task", OBJECT_SIZES)
-def test_files_of_robosuite_1_4_are_brought_into_todays_order(task, tmp_path):
-    old = d4rl.get_dataset(f"robomimic/{task}-ph", write(tmp_path / "old.hdf5", task, "1.4.1"))
-    new = d4rl.get_dataset(f"robomimic/{task}-ph", write(tmp_path / "new.hdf5", task))
-    robot = 18 if task == "transport" else 9
+# --- files ---
+@pytest.mark.parametrize("task", SIZES)
+def test_observations_hold_every_arm_and_the_objects(task, tmp_path):
+    env_id, robot = f"robomimic/{task}-ph", 18 if task == "transport" else 9
+    data = d4rl.get_dataset(env_id, write(tmp_path / "f.hdf5", task))
+    assert data["observations"].shape == (5, SIZES[task]) == (5, d4rl.task(env_id).observation_size)
+    parts = [range(3), range(4), range(2)] * (robot // 9) + [range(OBJECT_SIZES[task])]
+    expected = np.array([0, 1, 2, 100, 101])[:, None] + np.concatenate(parts) / 1000
+    np.testing.assert_allclose(data["observations"], expected, rtol=1e-6)
+    np.testing.assert_allclose(data["next_observations"], expected + 1, rtol=1e-6)
+
+    old = d4rl.get_dataset(env_id, write(tmp_path / "old.hdf5", task, "1.4.1"))
     for key in ("observations", "next_observations"):
-        np.testing.assert_array_equal(old[key][:, :robot], new[key][:, :robot])
+        np.testing.assert_array_equal(old[key][:, :robot], data[key][:, :robot])
         if task == "lift":  # the same order, but the distance counted from the other end
-            np.testing.assert_array_equal(old[key][:, robot:] * ([1] * 7 + [-1] * 3), new[key][:, robot:])
+            np.testing.assert_array_equal(old[key][:, robot:] * ([1] * 7 + [-1] * 3), data[key][:, robot:])
         else:
-            np.testing.assert_array_equal(old[key][:, robot:], new[key][:, robot:][:, AS_IN_1_5[task]])
+            np.testing.assert_array_equal(old[key][:, robot:], data[key][:, robot:][:, AS_IN_1_5[task]])
 
 
-def damage(path: Path, what: str):
+def test_demonstrations(tmp_path):
+    """In the order of their numbers; an episode ends at success, and no row is dropped."""
+    path = write(tmp_path / "f.hdf5", lengths=tuple(range(3, 15)))  # by name, demo_10 comes before demo_2
     with h5py.File(path, "r+") as file:
-        if what == "key":
-            del file["data/demo_1/obs/robot0_eef_quat"]
-        elif what == "next":
-            del file["data/demo_0/next_obs"]
-        elif what == "nan":
-            file["data/demo_0/obs/object"][0, 0] = np.nan
-        elif what == "args":
-            del file["data"].attrs["env_args"]
-        elif what == "version":
-            file["data"].attrs["env_args"] = json.dumps(env_args("lift", "1.2.0"))
-        elif what == "actions":
-            del file["data/demo_0/actions"]
-            file["data/demo_0/actions"] = np.zeros((3, 6))
-        elif what == "demonstrations":
-            del file["data/demo_0"], file["data/demo_1"]
+        file["data/demo_1/rewards"][...] = 0
+    data = d4rl.get_dataset("robomimic/lift-ph", path)
+    np.testing.assert_allclose(np.unique(data["actions"]), np.arange(12) / 10, rtol=1e-6)
+    np.testing.assert_array_equal(np.flatnonzero(data["timeouts"]), np.cumsum(range(3, 15)) - 1)
+    assert data["rewards"][:12].tolist() == [0, 1, 1, *[0] * 7, 1, 1]
+    np.testing.assert_array_equal(data["terminals"], data["rewards"])
+    assert d4rl.episode_returns("robomimic/lift-ph", data).tolist() == [1, 0] + [1] * 10  # at success, once
+    transitions = d4rl.qlearning_dataset("robomimic/lift-ph", path)
+    for key, values in transitions.items():
+        np.testing.assert_array_equal(values, data[key])
 
 
-@pytest.mark.parametrize(
-    ("what", "sentence"),
-    [
-        ("key", "demo_1 lacks obs/robot0_eef_quat; pass a low-dimensional file"),
-        ("next", "demo_0 lacks next_obs/robot0_eef_pos"),
-        ("nan", "observations is NaN or infinite in 1 of 5 rows"),
-        ("args", "has no environment arguments"),
-        ("version", "recorded with robosuite 1.2.0; 1.4 and 1.5 can be read"),
-        ("actions", "is incomplete or damaged"),
-        ("demonstrations", "holds no demonstrations"),
-    ],
-)
-def test_damaged_files(what, sentence, tmp_path):
+DAMAGE = {  # what takes the place of what in a file, and what is said
+    "key": ({"data/demo_1/obs/object": None}, "demo_1 lacks obs/object; pass a low-dimensional file"),
+    "next": ({"data/demo_0/next_obs": None}, "demo_0 lacks next_obs/robot0_eef_pos"),
+    "nan": ({"data/demo_0/obs/object": np.full((3, 10), np.nan)}, "observations is NaN .* in 3 of 5 rows"),
+    "actions": ({"data/demo_0/actions": np.zeros((3, 6))}, "is incomplete or damaged"),
+    "demonstrations": ({"data/demo_0": None, "data/demo_1": None}, "holds no demonstrations"),
+    "args": ({"env_args": None}, "has no environment arguments"),
+    "version": ({"env_args": env_args("lift", "1.2.0")}, "robosuite 1.2.0; 1.4 and 1.5 can be read"),
+    "task": ({"env_args": env_args("can")}, "in PickPlaceCan, robomimic/lift-ph needs Lift; did you mean"),
+}
+
+
+@pytest.mark.parametrize(("changes", "sentence"), DAMAGE.values(), ids=DAMAGE)
+def test_damaged_files(changes, sentence, tmp_path):
     path = write(tmp_path / "f.hdf5")
-    damage(path, what)
+    with h5py.File(path, "r+") as file:
+        for key, values in changes.items():
+            place = file["data"].attrs if key == "env_args" else file
+            del place[key]
+            if values is not None:
+                place[key] = json.dumps(values) if key == "env_args" else values
     with pytest.raises(d4rl.DatasetError, match=sentence):
         d4rl.get_dataset("robomimic/lift-ph", path)
 
 
-def test_a_file_of_another_task(tmp_path):
-    with pytest.raises(d4rl.DatasetError, match="recorded in Lift, robomimic/can-ph needs PickPlaceCan; did you mean"):
-        d4rl.get_dataset("robomimic/can-ph", write(tmp_path / "f.hdf5"))
-
-
-@standins
-@pytest.mark.parametrize(("task", "steps"), [("lift", 13_052), ("can", 43_425)])
-def test_standins(task, steps):
-    path = Path(STANDINS, "robomimic", task, "ph", "low_dim_v15.hdf5")
-    data = d4rl.get_dataset(f"robomimic/{task}-ph", path)
-    assert len(data["rewards"]) == steps and len(d4rl.episode_returns(f"robomimic/{task}-ph", data)) == 200
-    with h5py.File(path) as file:
-        rewards = np.concatenate([file[f"data/demo_{i}/rewards"][()] for i in range(200)])
-        np.testing.assert_array_equal(data["rewards"], rewards)
-        first = file["data/demo_3/obs"]
-        row = np.concatenate(
-            [first[k][0] for k in ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")]
-        )
-        start = sum(len(file[f"data/demo_{i}/rewards"]) for i in range(3))
-    np.testing.assert_allclose(data["observations"][start], row, rtol=1e-6)
-
-
 # --- environments ---
-@pytest.mark.parametrize("version", ["1.5.2", "1.4.1"])
+def play_actions(env, seed: int, steps: int = 5) -> np.ndarray:
+    """Observations (steps + 1, size) of random actions."""
+    actions = np.random.default_rng(0).uniform(-1, 1, (steps, *env.action_space.shape))
+    return np.array([env.reset(seed=seed)[0], *[env.step(action)[0] for action in actions]])
+
+
+@robosuite
 @pytest.mark.parametrize("task", SIZES)
-def test_environment(task, version, tmp_path):
-    """Sizes, seeds, success; the controller of a 1.4 file is accepted and does the same as 1.5's."""
-    pytest.importorskip("robosuite", reason="robosuite is not installed")
+def test_environment(task, tmp_path):
+    """Sizes, seeds, success; a file of robosuite 1.4 describes the same environment."""
     env_id = f"robomimic/{task}-ph"
-    env = gymnasium.make(env_id, dataset_path=write(tmp_path / "f.hdf5", task, version))
+    paths = [write(tmp_path / f"{version}.hdf5", task, version) for version in ("1.5.2", "1.4.1")]
+    env, old = (gymnasium.make(env_id, dataset_path=path) for path in paths)
+    spec = d4rl.task(env_id)
     assert env.observation_space.shape == (SIZES[task],)
-    assert env.action_space.shape == (d4rl.task(env_id).action_size,)
-    assert env.spec.max_episode_steps == (700 if task in ("tool_hang", "transport") else 400)
-    actions = np.random.default_rng(0).uniform(-1, 1, (5, *env.action_space.shape))
-
-    def play(seed):
-        rows = [env.reset(seed=seed)[0]]
-        for action in actions:
-            observation, reward, terminated, truncated, info = env.step(action)
-            assert (reward, terminated, truncated, info["success"]) == (0, False, False, False)
-            rows.append(observation)
-        return np.array(rows)
-
-    first, other, again = play(1), play(2), play(1)
-    np.testing.assert_array_equal(first, again)
+    assert spec.max_episode_steps == (700 if task in ("tool_hang", "transport") else 400)
+    np.testing.assert_array_equal([env.action_space.low, env.action_space.high], d4rl.action_bounds(env_id))
+    other, first = play_actions(env, 2), play_actions(env, 1)
+    np.testing.assert_array_equal(play_actions(old, 1), first)
     assert np.abs(first - other).max() > 1e-3
-    assert np.abs(first[0, 9:]).min() >= 0 and np.count_nonzero(first[0, 9:]) > OBJECT_SIZES[task] / 2
-    inner = env.unwrapped.robosuite_env
+    assert np.count_nonzero(first[0, 9:]) > OBJECT_SIZES[task] / 2
+    inner, still = env.unwrapped.robosuite_env, np.zeros(spec.action_size)
     entries = inner._get_observations()
     np.testing.assert_array_equal(first[-1, :3], entries["robot0_eef_pos"])
     np.testing.assert_array_equal(first[-1, 3:7], entries["robot0_eef_quat"])
+    assert env.step(still)[1:] == (0.0, False, False, {"success": False})
     inner._check_success = lambda: True
-    assert env.step(actions[0])[1:] == (1.0, True, False, {"success": True})
+    assert env.step(still)[1:] == (1.0, True, False, {"success": True})
 
 
+@robosuite
 @standins
-@pytest.mark.parametrize("task", ["lift", "can"])
-def test_a_recorded_demonstration_succeeds_again(task):
-    """From a demonstration's first state, its actions move the arm as they did and succeed at the same step."""
-    pytest.importorskip("robosuite", reason="robosuite is not installed")
-    path = Path(STANDINS, "robomimic", task, "ph", "low_dim_v15.hdf5")
-    env = gymnasium.make(f"robomimic/{task}-ph", dataset_path=path)
-    data = d4rl.get_dataset(f"robomimic/{task}-ph", path)
+def test_a_recorded_demonstration_succeeds_again():
+    """From a demonstration's first state, its actions move the arm as they did and succeed when they did."""
+    path = Path(STANDINS, "robomimic", "lift", "ph", "low_dim_v15.hdf5")
+    env = gymnasium.make("robomimic/lift-ph", dataset_path=path)
+    data = d4rl.get_dataset("robomimic/lift-ph", path)
+    assert len(data["rewards"]) == 13_052 and len(d4rl.episode_returns("robomimic/lift-ph", data)) == 200
     with h5py.File(path) as file:
         demo = file["data/demo_0"]
         state, model, length = demo["states"][0], demo.attrs["model_file"], len(demo["actions"])
     env.reset(seed=0)
     inner = env.unwrapped.robosuite_env
-    inner.reset_from_xml_string(inner.edit_model_xml(model))  # (lift's cube has the size that it had then)
+    inner.reset_from_xml_string(inner.edit_model_xml(model))  # (the cube has the size that it had then)
     inner.sim.reset()
-    inner.sim.set_state_from_flattened(state)
-    inner.sim.forward()
-    inner._get_observations(force_update=True)  # twice: poses seen from the gripper lag by one observation
-    first = env.unwrapped._observation(inner._get_observations(force_update=True))
-    np.testing.assert_allclose(first, data["observations"][0], atol=1e-6)
+    np.testing.assert_allclose(observe(env.unwrapped, state), data["observations"][0], atol=1e-6)
     for step in range(length):
         observation, reward, terminated, _, _ = env.unwrapped.step(data["actions"][step].astype(np.float64))
         np.testing.assert_allclose(observation[:3], data["next_observations"][step, :3], atol=0.01)  # m
-        assert reward == data["rewards"][step] and terminated == data["terminals"][step]
+        assert (reward, terminated) == (data["rewards"][step], data["terminals"][step])
     assert terminated
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("task", ["can", "square", "tool_hang"])
-def test_which_tasks_need_not_build_their_model_anew(task, tmp_path):
-    """Without hard resets these tasks play the same episodes, bit for bit."""
-    pytest.importorskip("robosuite", reason="robosuite is not installed")
-    path = write(tmp_path / "f.hdf5", task)
-    rows = []
-    for hard in (False, True):
-        env = gymnasium.make(f"robomimic/{task}-ph", dataset_path=path)
-        assert env.unwrapped.robosuite_env.hard_reset is False
-        env.unwrapped.robosuite_env.hard_reset = hard
-        env.reset(seed=7)
-        rows.append([env.reset(seed=3)[0]])
-        for action in np.random.default_rng(0).uniform(-1, 1, (30, *env.action_space.shape)):
-            rows[-1].append(env.step(action)[0])
-    np.testing.assert_array_equal(*rows)
+def observe(env, state) -> np.ndarray:
+    """The observation of a simulator's state."""
+    inner = env.robosuite_env
+    inner.sim.set_state_from_flattened(state)
+    inner.sim.forward()
+    inner._get_observations(force_update=True)  # twice: poses seen from the gripper lag by one observation
+    return env._observation(inner._get_observations(force_update=True))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["can", "transport"])
-def test_constant_action_limits_change_nothing(task, tmp_path):
-    pytest.importorskip("robosuite", reason="robosuite is not installed")
+@robosuite
+@pytest.mark.parametrize("task", ["can", "square", "tool_hang", "transport"])
+def test_what_is_not_done_anew_changes_nothing(task, tmp_path):
+    """The model at a reset (but for transport) and the limits of actions, bit for bit."""
     path, rows = write(tmp_path / "f.hdf5", task), []
-    for constant in (True, False):
+    for anew in (False, True):
         env = gymnasium.make(f"robomimic/{task}-ph", dataset_path=path)
-        for robot in env.unwrapped.robosuite_env.robots:
-            if not constant:
+        inner = env.unwrapped.robosuite_env
+        assert inner.hard_reset == (task == "transport")
+        if anew:
+            inner.hard_reset = True
+            for robot in inner.robots:
                 robot.__class__ = robot.__class__.__base__
-            assert isinstance(type(robot).action_limits, property) != constant
-        rows.append([env.reset(seed=3)[0]])
-        for action in np.random.default_rng(0).uniform(-1, 1, (30, *env.action_space.shape)):
-            rows[-1].append(env.step(action)[0])
+        assert isinstance(type(inner.robots[0]).action_limits, property) == anew
+        env.reset(seed=7)
+        rows.append(play_actions(env, 3, steps=30))
     np.testing.assert_array_equal(*rows)
 
 
 @pytest.mark.slow
+@robosuite
 def test_lift_with_its_cube_resized_is_the_model_built_anew(tmp_path):
     """Every array of the model, and what follows in an episode."""
-    pytest.importorskip("robosuite", reason="robosuite is not installed")
     path, envs = write(tmp_path / "f.hdf5", "lift"), []
     for hard in (False, True):
         envs.append(gymnasium.make("robomimic/lift-ph", dataset_path=path).unwrapped)
         if hard:
-            envs[-1].robosuite_env.hard_reset, envs[-1].task_name = True, ""  # robosuite draws the size itself
+            envs[-1].robosuite_env.hard_reset, envs[-1].task_name = (
+                True,
+                "",
+            )  # robosuite draws the size itself
     sizes = []
     for seed in range(4):
         np.testing.assert_array_equal(*(env.reset(seed=seed)[0] for env in envs))
@@ -314,21 +241,20 @@ def test_lift_with_its_cube_resized_is_the_model_built_anew(tmp_path):
         for name in arrays:
             np.testing.assert_allclose(*(getattr(model, name) for model in models), rtol=1e-12, err_msg=name)
         assert models[0].stat.meaninertia == pytest.approx(models[1].stat.meaninertia, rel=1e-12)
-        for action in np.random.default_rng(seed).uniform(-1, 1, (30, 7)):
-            np.testing.assert_allclose(*(env.step(action)[0] for env in envs), atol=1e-9)
+        np.testing.assert_allclose(*(play_actions(env, seed, steps=30) for env in envs), atol=1e-9)
         sizes.append(tuple(models[0].geom("cube_g0").size))
     assert len(set(sizes)) == 4
 
 
 def test_robosuite_is_needed_only_for_the_environment(tmp_path, monkeypatch):
     path = write(tmp_path / "f.hdf5")
-    code = (
-        f"import sys, d4rl; d4rl.get_dataset('robomimic/lift-ph', {str(path)!r}); sys.exit('robosuite' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+    monkeypatch.setitem(sys.modules, "robosuite", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # as if it were not installed
+    assert len(d4rl.get_dataset("robomimic/lift-ph", path)["rewards"]) == 5
     for use in (d4rl.playable_task, lambda env_id: d4rl.make(env_id, path)):
-        with pytest.raises(d4rl.DatasetError, match="robosuite, which is missing: pip install robosuite==1.5.2"):
+        with pytest.raises(
+            d4rl.DatasetError, match="robosuite, which is missing: pip install robosuite==1.5.2"
+        ):
             use("robomimic/lift-ph")
 
 
@@ -340,68 +266,64 @@ def act(observations, uniform):
 
 def test_returns_do_not_depend_on_the_number_of_processes():
     """Each episode has its own random numbers, and an observation is never acted on in company."""
-    envs = [gymnasium.make("hopper-medium-v2") for _ in range(5)]
-    here = evaluation._play_here(envs, act, list(range(5)), seed=3)
-    assert len(set(here.values())) == 5
-    for count in (1, 2, 3):
-        workers = [evaluation._Worker("hopper-medium-v2", None) for _ in range(count)]
-        assert evaluation._play_spread(workers, act, list(range(5)), seed=3) == here
-    assert evaluation._play_here(envs[:2], act, [1, 4], seed=3) == {1: here[1], 4: here[4]}
+    envs = [gymnasium.make(HOPPER) for _ in range(4)]
+    here = evaluation._play_here(envs, act, list(range(4)), seed=3)
+    assert len(set(here.values())) == 4
+    assert evaluation._play_here(envs[:2], act, [1, 3], seed=3) == {1: here[1], 3: here[3]}
+    assert list(here.values()) == d4rl.evaluate(HOPPER, act, 4, seed=3)
+
+    workers = [evaluation._Worker(HOPPER, None) for _ in range(2)]
+    companies = set()
+
+    def act_alone(observations, uniform):
+        companies.add(len(observations))
+        return act(observations, uniform)
+
+    assert evaluation._play_spread(workers, act_alone, list(range(4)), seed=3) == here and companies == {1}
+    workers[0].process.kill()
+    with pytest.raises(RuntimeError, match=r"has died \(exit code -9\)"):
+        workers[0].receive()
 
 
 def test_a_worker_that_fails_says_so(tmp_path, monkeypatch):
-    monkeypatch.setenv("D4RL_PROCESSES", "2")
+    monkeypatch.setenv("D4RL_PROCESSES", "1")
     with pytest.raises(d4rl.DatasetError, match="recorded in Lift"):
         d4rl.evaluate("robomimic/can-ph", act, 4, 0, h5path=write(tmp_path / "f.hdf5"))
-    worker = evaluation._Worker("hopper-medium-v2", None)
-    worker.connection.send(0)
-    worker.receive()
-    worker.process.kill()
-    with pytest.raises(RuntimeError, match=r"has died \(exit code -9\)"):
-        worker.receive()
 
 
 def test_workers_end_with_their_parent():
-    code = (
-        "from d4rl import evaluation as e; w = e._Worker('hopper-medium-v2', None); w.connection.send(0); w.receive();"
-    )
-    code += "print(w.process.pid, flush=True); import os; os.kill(os.getpid(), 9)"
-    output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60).stdout
+    code = "from d4rl import evaluation as e; import os; w = e._Worker('hopper-medium-v2', None);"
+    code += "w.connection.send(0); w.receive(); print(w.process.pid, flush=True); os.kill(os.getpid(), 9)"
+    output = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    ).stdout
+    status = Path("/proc", output.strip(), "stat")
     for _ in range(100):
-        if (
-            not Path("/proc", output.strip()).exists()
-            or "Z" in Path("/proc", output.strip(), "stat").read_text().split()[2]
-        ):
+        if not status.exists() or "Z" in status.read_text().split()[2]:
             return
-        subprocess.run(["sleep", "0.1"])
+        time.sleep(0.05)
     pytest.fail("the worker outlives its parent")
 
 
-def test_evaluate_a_robomimic_task(tmp_path, monkeypatch):
-    pytest.importorskip("robosuite", reason="robosuite is not installed")
-    monkeypatch.setenv("D4RL_PROCESSES", "2")
-    path = write(tmp_path / "f.hdf5")
-    steps = []
-
-    def still(observations, uniform):
-        steps.append(len(observations))
-        return np.zeros((len(observations), 7))
-
-    assert d4rl.evaluate("robomimic/lift-ph", still, 1, 0, h5path=path) == [0]
-    assert steps == [1] * 400
-
-
-def test_a_run_is_played_after_its_file_has_moved(tmp_path):
+@robosuite
+def test_a_run_is_played_after_its_file_has_moved(tmp_path, monkeypatch):
     """The file says how the environment is built; the run remembers where it was."""
-    pytest.importorskip("robosuite", reason="robosuite is not installed")
     path = write(tmp_path / "f.hdf5", lengths=(40, 40))
+    used = []
+
+    def evaluate(env_id, act, episodes, seed, video_folder=None, h5path=None):
+        used.append(str(h5path))
+        return [1.0] * episodes
+
+    monkeypatch.setattr(d4rl, "evaluate", evaluate)
     flags = ["--env-id", "robomimic/lift-ph", "--dataset-path", path]
     folder = run("saq_bc", tmp_path, *flags, *tiny("saq_bc", steps=2, eval_every=2, episodes=1))
-    path = path.rename(tmp_path / "moved.hdf5")
-    evaluation._workers.cache_clear()  # a process that plays it now starts anew
+    moved = path.rename(tmp_path / "moved.hdf5")
+    play("saq_bc", "--evaluate", folder)
+    assert play("saq_bc", "--evaluate", folder, "--dataset-path", moved) == 100
+    assert used == [str(path), str(path), str(moved)]
     with pytest.raises(d4rl.DatasetError, match="no readable file"):
-        play("saq_bc", "--evaluate", folder)
-    assert play("saq_bc", "--evaluate", folder, "--dataset-path", path) == result(folder)["score"]
+        d4rl.make("robomimic/lift-ph", path)
 
 
 # --- against the originals ---
@@ -421,7 +343,8 @@ import robomimic.utils.obs_utils as obs_utils
 from robomimic.utils.dataset import SequenceDataset
 keys = [key for part in ("eef_pos", "eef_quat", "gripper_qpos") for key in ["robot0_" + part]] + ["object"]
 obs_utils.initialize_obs_utils_with_obs_specs([{"obs": {"low_dim": keys}}])
-data = SequenceDataset(sys.argv[1], keys, ["actions", "rewards", "dones"], hdf5_cache_mode="all", hdf5_use_swmr=False)
+how = {"hdf5_cache_mode": "all", "hdf5_use_swmr": False}
+data = SequenceDataset(sys.argv[1], keys, ["actions", "rewards", "dones"], **how)
 rows = [data[i] for i in range(len(data))]
 out = {key: np.concatenate([row[key] for row in rows]) for key in ("actions", "rewards", "dones")}
 for ours, theirs in (("observations", "obs"), ("next_observations", "next_obs")):
@@ -433,9 +356,11 @@ np.savez(sys.argv[2], **out)
 @pytest.mark.slow
 @standins
 def test_arrays_equal_robomimics_own(tmp_path):
-    """robomimic 0.3.0's SequenceDataset, in an environment of its own, gives the same rows in the same order."""
+    """robomimic 0.3.0's SequenceDataset, in a virtual environment, gives the same rows in the same order."""
     python = fresh_python(tmp_path / "venv", "torch==2.13.0", "numpy<2", "h5py", "tqdm", "termcolor")
-    done = subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", "robomimic==0.3.0"], capture_output=True)
+    done = subprocess.run(
+        [python, "-m", "pip", "install", "-q", "--no-deps", "robomimic==0.3.0"], capture_output=True
+    )
     if done.returncode:
         pytest.skip("robomimic 0.3.0 cannot be installed")
     for task in ("lift", "can"):
@@ -445,7 +370,9 @@ def test_arrays_equal_robomimics_own(tmp_path):
         ours, theirs = d4rl.get_dataset(f"robomimic/{task}-ph", path), np.load(tmp_path / "out.npz")
         for key in ("observations", "next_observations", "actions", "rewards"):
             np.testing.assert_array_equal(ours[key], theirs[key].astype(np.float32))
-        np.testing.assert_array_equal(ours["terminals"], theirs["dones"] * theirs["rewards"] == 1)  # (see `read`)
+        np.testing.assert_array_equal(
+            ours["terminals"], theirs["dones"] * theirs["rewards"] == 1
+        )  # (see `read`)
 
 
 RECORD = """
@@ -477,9 +404,9 @@ with h5py.File(sys.argv[1], "r+") as file:
 
 
 @pytest.mark.slow
+@robosuite
 def test_robosuite_1_4_says_the_same_in_todays_order(tmp_path):
     """Real 1.4.1 records; put into the same states, 1.5 observes the same numbers in the same places."""
-    pytest.importorskip("robosuite", reason="robosuite is not installed")
     python = fresh_python(tmp_path / "venv", "robosuite==1.4.1", "mujoco==2.3.7", "numpy<2", "h5py")
     for task in SIZES:
         path = write(tmp_path / f"{task}.hdf5", task, "1.4.1")
@@ -489,11 +416,6 @@ def test_robosuite_1_4_says_the_same_in_todays_order(tmp_path):
             states = file["data/demo_0/states"][()]
         env = gymnasium.make(f"robomimic/{task}-ph", dataset_path=path).unwrapped
         env.reset(seed=0)
-        inner = env.robosuite_env
         for row in range(1, 30, 4):
-            inner.sim.set_state_from_flattened(states[row])
-            inner.sim.forward()
-            inner._get_observations(force_update=True)  # twice: poses seen from the gripper lag by one observation
-            observation = env._observation(inner._get_observations(force_update=True))
-            # 1.4 observed one physics step (2 ms) before the recorded state; a wrong place or sign differs by far more.
-            np.testing.assert_allclose(observation, data["observations"][row], atol=0.02)
+            # 1.4 observed one physics step (2 ms) before the recorded state; a wrong place differs far more.
+            np.testing.assert_allclose(observe(env, states[row]), data["observations"][row], atol=0.02)
