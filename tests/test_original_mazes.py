@@ -1,9 +1,11 @@
 """AntMaze and maze2d against D4RL's own code and models, fetched and run on today's MuJoCo.
 
-For the import, gym is replaced by gymnasium and gym's MujocoEnv by the class below. What this cannot show is the
-difference between MuJoCo 2 and the installed version. `pytest -m slow -s` prints the figures.
+For the import, gym is replaced by gymnasium and gym's MujocoEnv by the class below. What this cannot show is
+the difference between MuJoCo 2 and the installed version. `pytest -m slow -s` prints the figures.
 """
 
+import collections
+import contextlib
 import importlib
 import os
 import subprocess
@@ -11,6 +13,8 @@ import sys
 import tempfile
 import types
 import zipfile
+from functools import partial
+from pathlib import Path
 from unittest import mock
 
 import gymnasium
@@ -64,7 +68,9 @@ class MujocoEnv(gymnasium.Env):
 
     def set_state(self, positions, velocities):
         self.data.qpos[:], self.data.qvel[:] = positions, velocities
-        mujoco.mj_normalizeQuat(self.model.ptr, self.data.qpos)  # done by mj_forward itself in the original's day
+        mujoco.mj_normalizeQuat(
+            self.model.ptr, self.data.qpos
+        )  # done by mj_forward itself in the original's day
         mujoco.mj_forward(self.model.ptr, self.data)
 
     def do_simulation(self, control, steps):
@@ -78,36 +84,57 @@ class MujocoEnv(gymnasium.Env):
         return np.concatenate([self.data.qpos, self.data.qvel])
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    """By task id: what the original registers it with, and a function that makes the environment."""
-    folder = tmp_path_factory.mktemp("original")
+@contextlib.contextmanager
+def original_package(folder: Path, modules: dict, *names: str):
+    """The original's modules of these names, from PyPI, and by task id how they register it.
+
+    `modules` stand for what the original needs and the installed packages do not have.
+    """
     command = [sys.executable, "-m", "pip", "download", "d4rl==1.1", "--no-deps", "--dest", str(folder)]
     download = subprocess.run(command, capture_output=True, text=True)
     if download.returncode:
         pytest.skip(f"pip download d4rl==1.1 failed: {download.stderr.strip()[-200:]}")
     zipfile.ZipFile(next(folder.glob("*.whl"))).extractall(folder)
+    # Today's MuJoCo refuses to rename its main default class: nest the class "kettle" below it. All that came
+    # to depend on it in the original is the floor's colour group.
+    kettle = folder / "d4rl/kitchen/adept_models/kitchen/assets/kettle_asset.xml"
+    text = kettle.read_text().replace('<default class="kettle">', '<default><default class="kettle">')
+    kettle.write_text(text.replace("</mujocoinclude>", "</default></mujocoinclude>"))
 
     package, registration = types.ModuleType("d4rl"), mock.MagicMock()
     package.__path__ = [str(folder / "d4rl")]
-    modules = {"gym" + name: sys.modules["gymnasium" + name] for name in ("", ".spaces", ".utils", ".utils.seeding")}
-    modules |= {"gym.envs": mock.MagicMock(), "gym.envs.registration": registration, "d4rl": package}
-    modules |= {"gym.envs.mujoco": mock.MagicMock(mujoco_env=mock.MagicMock(MujocoEnv=MujocoEnv))}
-    modules |= {"mujoco_py": mock.MagicMock(get_version=lambda: "2.1")}
-    own_folder = mock.patch.dict(os.environ, D4RL_DATASET_DIR=str(folder))  # else it makes one in the home folder
-    with own_folder, mock.patch.dict(sys.modules):  # the latter puts this package back at the end
+    own = {
+        "gym" + name: sys.modules["gymnasium" + name] for name in ("", ".spaces", ".utils", ".utils.seeding")
+    }
+    own |= {"gym.envs": mock.MagicMock(), "gym.envs.registration": registration, "d4rl": package}
+    python_3_9 = mock.patch.object(collections, "Mapping", collections.abc.Mapping, create=True)
+    folders = mock.patch.dict(
+        os.environ, D4RL_DATASET_DIR=str(folder)
+    )  # else it makes one in the home folder
+    with folders, python_3_9, mock.patch.dict(sys.modules):  # the last puts this package back at the end
         for name in [name for name in sys.modules if name.startswith("d4rl.")]:
             del sys.modules[name]
-        sys.modules.update(modules)
-        loaded = {name: importlib.import_module(name) for name in ("d4rl.locomotion.ant", "d4rl.pointmaze")}
+        sys.modules.update(own | modules)
+        loaded = {name: importlib.import_module(name) for name in names}
+        calls = [call.kwargs for call in registration.register.call_args_list]
+        yield loaded, {found["id"]: found for found in calls}
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """By task id: what the original registers it with, and a function that makes the environment."""
+    folder = tmp_path_factory.mktemp("original")
+    modules = {"gym.envs.mujoco": mock.MagicMock(mujoco_env=mock.MagicMock(MujocoEnv=MujocoEnv))}
+    modules |= {"mujoco_py": mock.MagicMock(get_version=lambda: "2.1")}
+    with original_package(folder, modules, "d4rl.locomotion.ant", "d4rl.pointmaze") as (loaded, registered):
+        pass
 
     def make(found):
         module, name = found["entry_point"].split(":")
         with mock.patch.object(tempfile, "tempdir", str(folder)):  # it leaves its models there
             return getattr(loaded[module], name)(**found["kwargs"])
 
-    calls = [call.kwargs for call in registration.register.call_args_list]
-    return {found["id"]: (found, lambda found=found: make(found)) for found in calls}
+    return {env_id: (found, partial(make, found)) for env_id, found in registered.items()}
 
 
 def pair(original, env_id):
@@ -121,7 +148,7 @@ def test_registration(original):
     for env_id in (*ANTMAZE, *MAZE2D.values()):
         found, spec = original[env_id][0], d4rl.task(env_id)
         kwargs = found["kwargs"]
-        assert spec.max_episode_steps == found["max_episode_steps"] == gymnasium.spec(env_id).max_episode_steps
+        assert spec.max_episode_steps == found["max_episode_steps"]
         assert (spec.ref_min, spec.ref_max) == (kwargs["ref_min_score"], kwargs["ref_max_score"])
         assert spec.url == kwargs["dataset_url"]
         assert kwargs["reward_type"] == "sparse"
@@ -130,6 +157,8 @@ def test_registration(original):
             assert kwargs["maze_size_scaling"] == antmaze.CELL
             walls, goal = antmaze.MAZES[env_id.split("-")[1]]
             theirs, special = kwargs["maze_map"], {(1, 1): "r", goal: "g"}
+            other = original.get(env_id.replace("-diverse", "-play"), original[env_id])[0]["kwargs"]
+            assert kwargs | {"dataset_url": ""} == other | {"dataset_url": ""}  # play and diverse are one
         else:
             assert kwargs["reset_target"] is False
             walls, goal = environments.MAZES[env_id.split("-")[1]]
@@ -140,24 +169,25 @@ def test_registration(original):
             assert theirs[row][column] == special.get((row, column), wall), (env_id, row, column)
 
 
-def test_play_and_diverse_are_one_environment(original):
-    for maze in ANT:
-        names = [name for name in ANTMAZE if f"-{maze}-" in name]
-        kwargs = [original[name][0]["kwargs"] | {"dataset_url": ""} for name in names]
-        assert len(names) == 2 and kwargs[0] == kwargs[1]
+@pytest.mark.parametrize("env_id", [*ANT.values(), *MAZE2D.values()])
+def test_resets(original, env_id):
+    """Starts and goals are drawn alike."""
+    ours, theirs = pair(original, env_id)
+    np.random.seed(0)  # noqa: NPY002, the original's goals come from numpy's global generator
+    drawn = []
+    for seed in range(1000):
+        mine, other = ours.reset(seed=seed)[0], theirs.reset()
+        goal = theirs.target_goal if env_id in ANTMAZE else theirs.get_target()
+        drawn.append([np.append(mine, ours.goal), np.append(other, goal)])
+    mine, other = np.array(drawn).swapaxes(0, 1)
+    assert ks_2samp(mine, other).pvalue.min() > 1e-3
+    np.testing.assert_array_equal(*[np.unique(np.round(rows[:, :2]), axis=0) for rows in (mine, other)])
+    assert ks_2samp(*[rows[:, :2] - np.round(rows[:, :2]) for rows in (mine, other)]).pvalue.min() > 1e-3
 
 
 # --- the ant ---
-LOOKS = (
-    "cam_",
-    "site_",
-    "mat_",
-    "tex_",
-    "geom_rgba",
-    "name",
-    "bvh_",
-)  # bvh: the order of the geoms, not where they are
-SCALE = ("actuator_gear", "actuator_ctrlrange", "actuator_acc0")  # 30 times [-1, 1] here, 1 times [-30, 30] there
+LOOKS = ("cam_", "site_", "mat_", "tex_", "geom_rgba", "name", "bvh_")  # bvh: the order of the geoms
+SCALE = ("actuator_gear", "actuator_ctrlrange", "actuator_acc0")  # 30 times [-1, 1], 1 times [-30, 30]
 
 
 @pytest.mark.parametrize("maze", ANT)
@@ -178,33 +208,12 @@ def test_ant_model(original, maze):
     for name in dir(ours.opt):
         if not name.startswith("_") and not callable(getattr(ours.opt, name)):
             np.testing.assert_array_equal(getattr(ours.opt, name), getattr(theirs.opt, name), name)
-    np.testing.assert_array_equal(*[model.actuator_gear[:, :1] * model.actuator_ctrlrange for model in (ours, theirs)])
-
-
-@pytest.mark.parametrize("maze", ANT)
-def test_ant_resets(original, maze):
-    ours, theirs = pair(original, ANT[maze])
-    np.random.seed(0)  # noqa: NPY002, the original's goals come from numpy's global generator
-    starts, goals = [[], []], [[], []]
-    for seed in range(1000):
-        starts[0].append(ours.reset(seed=seed)[0])
-        goals[0].append(ours.goal)
-        starts[1].append(theirs.reset())
-        goals[1].append(theirs.target_goal)
-    for mine, other in (np.array(starts), np.array(goals)):
-        assert mine.shape == other.shape
-        probabilities = ks_2samp(mine, other).pvalue
-        assert probabilities.min() > 1e-3, probabilities
-    norms = np.linalg.norm(np.array(starts)[:, :, 3:7], axis=2)
-    np.testing.assert_allclose(norms, 1, atol=1e-12)
-    for name, drawn in zip(("ours", "original"), np.round(goals, 2), strict=True):
-        print(
-            f"antmaze {maze}: goals from {drawn.min(axis=0)} to {drawn.max(axis=0)}, mean {drawn.mean(axis=0)}, {name}"
-        )
+    torques = [model.actuator_gear[:, :1] * model.actuator_ctrlrange for model in (ours, theirs)]
+    np.testing.assert_array_equal(*torques)
 
 
 def place(ours, theirs, rng, maze):
-    """Put both ants into one state: in any free cell, turned, moving, often at a wall; the goal often near."""
+    """Put both ants into one state: in any free cell, turned, moving, often at a wall or near the goal."""
     ours.reset()
     theirs.reset()
     cell = rng.choice(np.argwhere(np.array(antmaze.MAZES[maze][0]) == 0))
@@ -218,65 +227,37 @@ def place(ours, theirs, rng, maze):
     theirs.set_target(ours.goal)
 
 
-def ant_at_wall(ours):
-    return (ours.ant.model.geom_type[ours.ant.data.contact.geom] == mujoco.mjtGeom.mjGEOM_BOX).any()
-
-
 @pytest.mark.parametrize("maze", ANT)
-def test_ant_steps(original, maze):
-    """Random actions, every 20 steps from a new state."""
+@pytest.mark.parametrize("alone", [False, True], ids=["put right", "left alone"])
+def test_ant_steps(original, maze, alone):
+    """Random actions; every 20 steps from a new state, or never put right: rounding grows as chaos does."""
     ours, theirs = pair(original, ANT[maze])
-    rng, differences, at_walls, successes = np.random.default_rng(0), [], 0, 0
-    for step in range(STEPS):
-        if step % 20 == 0:
+    rng, differences = np.random.default_rng(0), np.zeros((5 if alone else 1, STEPS))
+    at_walls = successes = 0
+    for start, step in np.ndindex(differences.shape):
+        if step % (STEPS if alone else 20) == 0:
             place(ours, theirs, rng, maze)
-        action = rng.uniform(-1.2, 1.2, 8)  # beyond 1: clipped by both
+        action = rng.uniform(-1, 1, 8) * (1 if alone else 1.2)  # beyond 1: clipped by both
         observation, reward, terminated, truncated, info = ours.step(action)
         other, other_reward, done, _ = theirs.step(action)
-        differences.append(np.abs(observation - other).max())
-        assert (reward, terminated, truncated, info["success"]) == (other_reward, done, False, done)
+        differences[start, step] = np.abs(observation - other).max()
+        at_walls += (ours.ant.model.geom_type[ours.ant.data.contact.geom] == mujoco.mjtGeom.mjGEOM_BOX).any()
         successes += reward
-        at_walls += ant_at_wall(ours)
-    print(
-        f"antmaze {maze}: {max(differences):.1e} over {STEPS} steps, {at_walls} at walls, {successes:.0f} at the goal"
-    )
-    assert max(differences) < 1e-9
-    assert at_walls > 20 and 20 < successes < STEPS - 20
-
-
-@pytest.mark.parametrize("maze", ANT)
-def test_ant_left_alone(original, maze):
-    """From five states, never put right: rounding, which the order of the walls changes, grows as chaos does."""
-    ours, theirs = pair(original, ANT[maze])
-    rng, differences, at_walls = np.random.default_rng(0), np.zeros((5, STEPS)), 0
-    for start in range(5):
-        place(ours, theirs, rng, maze)
-        for step in range(STEPS):
-            action = rng.uniform(-1, 1, 8)
-            differences[start, step] = np.abs(ours.step(action)[0] - theirs.step(action)[0]).max()
-            at_walls += ant_at_wall(ours)
+        if not alone:
+            assert (reward, terminated, truncated, info["success"]) == (other_reward, done, False, done)
     after = {steps: f"{differences[:, :steps].max():.1e}" for steps in (20, 100, 200, STEPS)}
-    print(f"antmaze {maze}, left alone: largest difference within n steps {after}, {at_walls} steps at walls")
-    assert differences[:, :20].max() < 1e-9
+    how = "left alone" if alone else "put right"
+    print(f"antmaze {maze}, {how}: {at_walls} steps at walls, {successes:.0f} at the goal;", end=" ")
+    print(f"largest difference within n steps {after}")
+    assert differences[:, : 20 if alone else STEPS].max() < 1e-9
+    assert alone or (at_walls > 20 and 20 < successes < STEPS - 20)
 
 
 # --- the ball ---
 @pytest.mark.parametrize("maze", MAZE2D)
-def test_ball_resets(original, maze):
-    ours, theirs = pair(original, MAZE2D[maze])
-    mine = np.array([ours.reset(seed=seed)[0] for seed in range(2000)])
-    other = np.array([theirs.reset() for _ in range(2000)])
-    cells = [np.unique(np.round(starts[:, :2]), axis=0) for starts in (mine, other)]
-    np.testing.assert_array_equal(*cells)
-    assert ks_2samp(mine, other).pvalue.min() > 1e-3
-    assert ks_2samp(*[(starts - np.round(starts))[:, :2] for starts in (mine, other)]).pvalue.min() > 1e-3
-    np.testing.assert_array_equal(ours.goal, theirs.get_target())
-
-
-@pytest.mark.parametrize("maze", MAZE2D)
 @pytest.mark.parametrize("alone", [False, True], ids=["put right", "left alone"])
 def test_ball_steps(original, maze, alone):
-    """Random pushes, each held for ten steps, from 20 starts; the original's ball put at ours every step, or never."""
+    """Random pushes, each held for ten steps; the original's ball is put at ours every step, or never."""
     ours, theirs = pair(original, MAZE2D[maze])
     rng, differences, at_walls, rewards, mismatches = np.random.default_rng(0), np.zeros((20, STEPS)), 0, 0, 0
     for start in range(20):
@@ -295,14 +276,10 @@ def test_ball_steps(original, maze, alone):
             assert (terminated, truncated, info["success"]) == (done, False, bool(reward))
             at_walls += ours.ball.data.ncon > 1  # one is the floor
             rewards += reward
+    after = {steps: f"{differences[:, :steps].max():.1e}" for steps in (100, STEPS)}
     how = "left alone" if alone else "put right"
-    print(
-        f"maze2d {maze}, {how}: largest difference {differences.max():.1e}, within 100 steps "
-        f"{differences[:, :100].max():.1e}; {at_walls} of {differences.size} steps at walls, "
-        f"{rewards:.0f} at the goal, {mismatches} rewards differ"
-    )
+    print(f"maze2d {maze}, {how}: {at_walls} steps at walls, {rewards:.0f} at the goal;", end=" ")
+    print(f"largest difference within n steps {after}, {mismatches} rewards differ")
     assert at_walls > 1000 and rewards > 100
-    if alone:  # every impact multiplies rounding errors by ten or so
-        assert differences[:, :100].max() < 1e-9
-    else:
-        assert differences.max() < 1e-9 and mismatches == 0
+    # Left alone, every impact multiplies rounding errors by ten or so.
+    assert differences[:, : 100 if alone else STEPS].max() < 1e-9 and (alone or mismatches == 0)
