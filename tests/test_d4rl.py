@@ -66,15 +66,13 @@ def test_tasks(tmp_path, monkeypatch):
 def test_normalized_score_is_a_fraction():
     np.testing.assert_allclose(d4rl.get_normalized_score(HOPPER, [-20.272305, 3234.3]), [0, 1])
     np.testing.assert_allclose(d4rl.get_normalized_score(PEN, [96.262799, 3076.8331017826877]), [0, 1])
-    assert d4rl.get_normalized_score("halfcheetah-medium-v2", 5000) == pytest.approx(
-        5280.178953 / 12415.178953
-    )
+    score = d4rl.get_normalized_score("halfcheetah-medium-v2", 5000)
+    assert score == pytest.approx(5280.178953 / 12415.178953)
 
 
 def test_import_loads_no_simulator_and_v0_ids_print_no_deprecation():
-    code = (
-        "import sys, d4rl, gymnasium; print({'mujoco', 'robosuite', 'minari', 'torch'} & sys.modules.keys());"
-    )
+    code = "import sys, d4rl, gymnasium;"
+    code += "print({'mujoco', 'robosuite', 'minari', 'torch'} & sys.modules.keys());"
     code += "gymnasium.make('pen-human-v0')"
     command = [sys.executable, "-W", "always", "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -102,10 +100,7 @@ BAD_ARRAYS = {
     "nan in a row": ({"actions": np.r_[[[np.nan] * 3], np.zeros((8, 3))]}, "actions.*1 of 9 rows"),
     "too large for float32": ({"rewards": np.full(9, 1e300)}, "rewards.*9 of 9 rows"),
     "row counts": ({"rewards": np.zeros(8)}, r"observations 9, actions 9, rewards 8"),
-    "other task": (
-        {"observations": np.zeros((9, 17))},
-        r"\(9, 17\).*hopper.*did you mean another --env-id\?",
-    ),
+    "other task": ({"observations": np.zeros((9, 17))}, r"\(9, 17\).*hopper.*another --env-id\?"),
     "other actions": ({"actions": np.zeros((9, 6))}, r"actions.*\(9, 6\).*did you mean another --env-id\?"),
     "rewards (N, 2)": ({"rewards": np.zeros((9, 2))}, r"rewards has shape \(9, 2\)"),
     "a number": ({"rewards": np.float32(1)}, r"rewards has shape \(\)"),
@@ -159,9 +154,7 @@ def transitions_by_loop(data, horizon, terminate_on_end):
 @pytest.mark.parametrize("has_timeouts", [False, True])
 def test_qlearning_dataset_equals_a_loop(has_timeouts, terminate_on_end, tmp_path):
     data = arrays(1500, PEN)
-    data["terminals"] &= (
-        np.random.default_rng(1).random(1500) < 0.1
-    )  # some episodes reach pen's horizon of 100
+    data["terminals"] &= np.random.default_rng(1).random(1500) < 0.1  # some episodes reach 100 steps
     if not has_timeouts:
         del data["timeouts"]
     rows, flags = transitions_by_loop(data, 100, terminate_on_end)
