@@ -141,9 +141,8 @@ def gait(observation, step, heading):
     yaw = np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
     legs = np.pi / 4 + np.pi / 2 * np.arange(4)  # where they point to
     aside = heading - yaw - legs
-    phase = 2 * np.pi * step / 8 + np.array(
-        [0, np.pi, 0, np.pi]
-    )  # two diagonal pairs of legs, eight steps a stride
+    # Two diagonal pairs of legs, eight steps a stride.
+    phase = 2 * np.pi * step / 8 + np.array([0, np.pi, 0, np.pi])
     swing = np.cos(phase + np.pi / 4)  # falls while the foot is down: back past the torso
     hips = 0.6 * np.sin(aside) * swing
     knees = 0.8 + 0.2 * np.sin(phase) - 0.3 * np.cos(aside) * swing
@@ -166,9 +165,8 @@ def test_ant_walks_to_the_goal(maze, monkeypatch):
         while len(corners) > 1 and np.linalg.norm(corners[0] - observation[:2]) < 1:
             corners.pop(0)
         x, y = corners[0] - observation[:2]
-        observation, reward, terminated, truncated, info = env.step(
-            gait(observation, len(rewards), np.arctan2(y, x))
-        )
+        action = gait(observation, len(rewards), np.arctan2(y, x))
+        observation, reward, terminated, truncated, info = env.step(action)
         rewards.append(reward)
         row, column = np.round(observation[1::-1] / 4).astype(int) + 1
         assert MAZES[maze][row, column] == 0
@@ -262,9 +260,7 @@ def test_pictures_show_the_goal(tmp_path):
         else:
             right, up = env.goal[1] + 0.7 - columns / 2, rows / 2 - 0.7 - env.goal[0]
         red = np.argwhere((frame[..., 0] > 150) & (frame[..., 1:].max(axis=2) < 60))
-        scale = (
-            240 / np.tan(np.radians(22.5)) / (1.25 * max(rows, columns) - 0.2)
-        )  # pixels a cell, at its height
+        pixels = 240 / np.tan(np.radians(22.5)) / (1.25 * max(rows, columns) - 0.2)  # a cell, at its height
         assert len(red) > 20
-        middle = [240 - scale * up, 240 + scale * right]
+        middle = [240 - pixels * up, 240 + pixels * right]
         np.testing.assert_allclose(red.mean(axis=0), middle, atol=3, err_msg=env_id)
