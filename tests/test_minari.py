@@ -37,23 +37,14 @@ class DriftEnv(gymnasium.Env):
     def step(self, action):
         assert action.shape == (2, 1)
         self.position, self.count = self.position + action[:, 0], self.count + 1
-        return (
-            self._observation(action[:, 0]),
-            float(self.position.sum()),
-            bool(self.position[0] > 5),
-            False,
-            {},
-        )
+        reward, terminated = float(self.position.sum()), bool(self.position[0] > 5)
+        return self._observation(action[:, 0]), reward, terminated, False, {}
 
     def _observation(self, velocity):
         x, y = self.position
         square = np.array([[x, y], [10 * x, 10 * y]])
-        goal = {"z": np.array([x + y]), "a": np.array([x, -y])}
-        return {
-            "velocity": velocity.astype(np.float64),
-            "goal": goal,
-            "pair": (np.float32(self.count), square),
-        }
+        goal, pair = {"z": np.array([x + y]), "a": np.array([x, -y])}, (np.float32(self.count), square)
+        return {"velocity": velocity.astype(np.float64), "goal": goal, "pair": pair}
 
 
 def joined(x, y, velocity, count) -> list[float]:
@@ -146,10 +137,8 @@ def test_nested_observations_by_hand():
         for count, ((dx,), (dy,)) in enumerate(episode["actions"], start=1):
             x, y = x + dx, y + dy
             states.append(joined(x, y, (dx, dy), count))
-        rows += states[
-            :-1
-        ]  # what was observed last is the next observation of the last step, and of no other
-        following += states[1:]
+        rows += states[:-1]
+        following += states[1:]  # what was observed last is the next observation of the last step alone
     expected = {
         "observations": np.float32(rows),
         "actions": np.concatenate([drift(1.5, 4), drift(0, 6), drift(0.5, 3)])[..., 0],
@@ -207,9 +196,8 @@ def test_task_and_scores():
 
 def test_the_environment_for_evaluation_sets_the_horizon(folder):
     record_drift("my/eval-v0", eval_env=gymnasium.make("Drift-v0", max_episode_steps=4))
-    edit_metadata(
-        folder, "my/eval-v0", r"\"max_episode_steps\": 4", r"\"max_episode_steps\": 4.0"
-    )  # as in pointmaze
+    limit = r"\"max_episode_steps\": 4"
+    edit_metadata(folder, "my/eval-v0", limit, f"{limit}.0")  # as in pointmaze
     assert type(d4rl.task("my/eval-v0").max_episode_steps) is int
     env = minari_datasets.make("my/eval-v0")
     env.reset(seed=0)
@@ -233,9 +221,7 @@ def test_through_d4rl():
         x, y = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed))).uniform(-1, 1, 2)
         steps = next(n for n in range(1, 7) if x + 2 * n > 5)
         expected.append(sum(x + y + 4 * n for n in range(1, steps + 1)))
-    played = d4rl.evaluate(
-        "my/whole-v0", lambda obs, uniform: np.full((len(obs), 2), 50.0), episodes=2, seed=3
-    )
+    played = d4rl.evaluate("my/whole-v0", lambda obs, _: np.full((len(obs), 2), 50.0), episodes=2, seed=3)
     np.testing.assert_allclose(played, expected)
 
 
