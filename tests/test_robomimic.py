@@ -228,10 +228,8 @@ def test_lift_with_its_cube_resized_is_the_model_built_anew(tmp_path):
     for hard in (False, True):
         envs.append(gymnasium.make("robomimic/lift-ph", dataset_path=path).unwrapped)
         if hard:
-            envs[-1].robosuite_env.hard_reset, envs[-1].task_name = (
-                True,
-                "",
-            )  # robosuite draws the size itself
+            envs[-1].robosuite_env.hard_reset = True
+            envs[-1].task_name = ""  # robosuite draws the size itself
     sizes = []
     for seed in range(4):
         np.testing.assert_array_equal(*(env.reset(seed=seed)[0] for env in envs))
@@ -252,9 +250,7 @@ def test_robosuite_is_needed_only_for_the_environment(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # as if it were not installed
     assert len(d4rl.get_dataset("robomimic/lift-ph", path)["rewards"]) == 5
     for use in (d4rl.playable_task, lambda env_id: d4rl.make(env_id, path)):
-        with pytest.raises(
-            d4rl.DatasetError, match="robosuite, which is missing: pip install robosuite==1.5.2"
-        ):
+        with pytest.raises(d4rl.DatasetError, match="is missing: pip install robosuite==1.5.2"):
             use("robomimic/lift-ph")
 
 
@@ -294,10 +290,9 @@ def test_a_worker_that_fails_says_so(tmp_path, monkeypatch):
 def test_workers_end_with_their_parent():
     code = "from d4rl import evaluation as e; import os; w = e._Worker('hopper-medium-v2', None);"
     code += "w.connection.send(0); w.receive(); print(w.process.pid, flush=True); os.kill(os.getpid(), 9)"
-    output = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
-    ).stdout
-    status = Path("/proc", output.strip(), "stat")
+    command = [sys.executable, "-c", code]
+    parent = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    status = Path("/proc", parent.stdout.strip(), "stat")
     for _ in range(100):
         if not status.exists() or "Z" in status.read_text().split()[2]:
             return
@@ -358,10 +353,8 @@ np.savez(sys.argv[2], **out)
 def test_arrays_equal_robomimics_own(tmp_path):
     """robomimic 0.3.0's SequenceDataset, in a virtual environment, gives the same rows in the same order."""
     python = fresh_python(tmp_path / "venv", "torch==2.13.0", "numpy<2", "h5py", "tqdm", "termcolor")
-    done = subprocess.run(
-        [python, "-m", "pip", "install", "-q", "--no-deps", "robomimic==0.3.0"], capture_output=True
-    )
-    if done.returncode:
+    command = [python, "-m", "pip", "install", "-q", "--no-deps", "robomimic==0.3.0"]
+    if subprocess.run(command, capture_output=True).returncode:
         pytest.skip("robomimic 0.3.0 cannot be installed")
     for task in ("lift", "can"):
         path = Path(STANDINS, "robomimic", task, "ph", "low_dim_v15.hdf5").resolve()
@@ -370,9 +363,8 @@ def test_arrays_equal_robomimics_own(tmp_path):
         ours, theirs = d4rl.get_dataset(f"robomimic/{task}-ph", path), np.load(tmp_path / "out.npz")
         for key in ("observations", "next_observations", "actions", "rewards"):
             np.testing.assert_array_equal(ours[key], theirs[key].astype(np.float32))
-        np.testing.assert_array_equal(
-            ours["terminals"], theirs["dones"] * theirs["rewards"] == 1
-        )  # (see `read`)
+        success = theirs["dones"] * theirs["rewards"] == 1  # (see `read`)
+        np.testing.assert_array_equal(ours["terminals"], success)
 
 
 RECORD = """
