@@ -68,9 +68,7 @@ class MujocoEnv(gymnasium.Env):
 
     def set_state(self, positions, velocities):
         self.data.qpos[:], self.data.qvel[:] = positions, velocities
-        mujoco.mj_normalizeQuat(
-            self.model.ptr, self.data.qpos
-        )  # done by mj_forward itself in the original's day
+        mujoco.mj_normalizeQuat(self.model.ptr, self.data.qpos)  # mj_forward did it in the original's day
         mujoco.mj_forward(self.model.ptr, self.data)
 
     def do_simulation(self, control, steps):
@@ -103,14 +101,11 @@ def original_package(folder: Path, modules: dict, *names: str):
 
     package, registration = types.ModuleType("d4rl"), mock.MagicMock()
     package.__path__ = [str(folder / "d4rl")]
-    own = {
-        "gym" + name: sys.modules["gymnasium" + name] for name in ("", ".spaces", ".utils", ".utils.seeding")
-    }
+    names_of_gym = ("", ".spaces", ".utils", ".utils.seeding")
+    own = {"gym" + name: sys.modules["gymnasium" + name] for name in names_of_gym}
     own |= {"gym.envs": mock.MagicMock(), "gym.envs.registration": registration, "d4rl": package}
     python_3_9 = mock.patch.object(collections, "Mapping", collections.abc.Mapping, create=True)
-    folders = mock.patch.dict(
-        os.environ, D4RL_DATASET_DIR=str(folder)
-    )  # else it makes one in the home folder
+    folders = mock.patch.dict(os.environ, D4RL_DATASET_DIR=str(folder))  # else it makes one at home
     with folders, python_3_9, mock.patch.dict(sys.modules):  # the last puts this package back at the end
         for name in [name for name in sys.modules if name.startswith("d4rl.")]:
             del sys.modules[name]
