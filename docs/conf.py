@@ -165,9 +165,11 @@ def visit_math(self, node):
     except LatexError as error:
         logger.warning("formula %r: %s", node.astext(), error, location=node, type="math")
         formula = ""
-    # A \big) with an exponent needs a row of its own to stand on the axis. The bar of \bar is hard to see.
+    # What browsers draw badly: a \big) with an exponent wants a row of its own, a bar and a prime are too small.
     formula = re.sub(r"(<m(?:sub|sup|subsup)>)(<mo [^>]*minsize.*?</mo>)", r"\1<mrow>\2</mrow>", formula)
     formula = formula.replace("¯", "‾")
+    prime = "<mo lspace='0' rspace='0'>′</mo>"
+    formula = re.sub("<msup>(<mi>.</mi>)<mo>′</mo></msup>", rf"<mrow>\1{prime}</mrow>", formula)
     self.body.append(f'<div class="math">{formula}</div>' if display else formula)
     raise nodes.SkipNode
 

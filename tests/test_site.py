@@ -49,9 +49,9 @@ class Page(HTMLParser):
             self.text += data
 
 
-def build(folder, *options):
+def build(folder, *options, root=ROOT):
     command = ["-m", "sphinx", "-W", "--keep-going", "-q", "-c", "docs", *options, ".", str(folder)]
-    return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run([sys.executable, *command], cwd=root, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -111,16 +111,21 @@ def test_every_formula_is_drawn(site, pages):
         assert pages[site / "docs" / f"{name}.html"].formulas > 0 or "$" not in source
 
 
-def test_a_mistake_fails(tmp_path):
-    """A broken link, a missing anchor, a formula that does not parse, a page that no list names."""
+@pytest.fixture
+def small(tmp_path):
+    """A tree of two pages, with the site's settings."""
     (tmp_path / "docs").mkdir()
     for name in ("conf.py", "site.css"):
         (tmp_path / "docs" / name).write_text((ROOT / "docs" / name).read_text())
+    (tmp_path / "README.md").write_text("# Home\n\n[settings](docs/conf.py)\n")
     text = "# Page\n\n[a](nowhere.md) [b](#nothing) [c](conf.py)\n\n```math\n\\frac{1\n```\n"
     (tmp_path / "docs" / "page.md").write_text(text)
-    (tmp_path / "README.md").write_text("# Home\n")
-    command = ["-m", "sphinx", "-W", "--keep-going", "-q", "-c", "docs", ".", "site"]
-    result = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True)
+    return tmp_path
+
+
+def test_a_mistake_fails(small):
+    """A broken link, a missing anchor, a formula that does not parse, a page that no list names."""
+    result = build("site", root=small)
     assert result.returncode != 0
     said = [line for line in result.stderr.splitlines() if "page.md" in line]
     for words in ("nowhere.md", "'nothing'", "formula", "isn't included in any toctree"):
@@ -128,9 +133,8 @@ def test_a_mistake_fails(tmp_path):
     assert not any("conf.py" in line.split("WARNING")[-1] for line in said)
 
 
-def test_links_to_the_repository(tmp_path):
+def test_links_to_the_repository(small):
     """With an address, source files are linked there and not copied."""
-    build(tmp_path, "-D", "repository=https://example.org/saq/blob/main")
-    links = Page(tmp_path / "README.html").links
-    assert "https://example.org/saq/blob/main/vqvae.py" in links
-    assert not (tmp_path / "source").exists()
+    build("site", "-D", "repository=https://example.org/saq/blob/main", root=small)
+    assert "https://example.org/saq/blob/main/docs/conf.py" in Page(small / "site/README.html").links
+    assert not (small / "site/source").exists()
