@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import importlib
 import importlib.util
 import io
 import json
@@ -16,10 +17,11 @@ import torch
 import d4rl
 
 ROOT = Path(__file__).parents[1]
-PATHS = {str(p.relative_to(ROOT))[:-3]: p for p in sorted([*ROOT.glob("saq_*.py"), *ROOT.glob("baselines/*.py")])}
-HOPPER = (
-    "hopper-medium-v2"  # an untrained policy falls within 100 steps, and its return shows every change of an action
-)
+SAQ = ["saq_bc", "saq_cql", "saq_iql", "saq_brac"]  # by name: a fork beside them is tested by its author
+BASELINES = [f"baselines/{name}" for name in ("bc", "cql", "iql", "brac", "aquadem")]
+PATHS = {name: ROOT / f"{name}.py" for name in [*SAQ, *BASELINES]}
+FIRST_STAGE = dict.fromkeys([*SAQ, "baselines/aquadem"], "quantizer") | {"baselines/brac": "behaviour"}
+HOPPER = "hopper-medium-v2"  # an untrained policy falls early, and its return shows every change of an action
 
 
 def load(path: Path, name: str) -> ModuleType:
@@ -31,16 +33,12 @@ def load(path: Path, name: str) -> ModuleType:
     return module
 
 
-SCRIPTS = {  # by "saq_iql" or "baselines/bc"
-    name: importlib.import_module(name) if path.parent == ROOT else load(path, name.replace("/", "_"))
-    for name, path in PATHS.items()
-}
-SAQ = [name for name in SCRIPTS if name.startswith("saq_")]
-FIRST_STAGE = dict.fromkeys(SAQ, "quantizer") | {"baselines/aquadem": "quantizer", "baselines/brac": "behaviour"}
+SCRIPTS = {name: importlib.import_module(name) for name in SAQ}  # by "saq_iql" or "baselines/bc"
+SCRIPTS |= {name: load(PATHS[name], name.replace("/", "_")) for name in BASELINES}
 
 
 def dataset(path: Path, env_id: str = HOPPER, rows: int = 300, seed: int = 0, **changes) -> Path:
-    """A file of random transitions in D4RL's format: an episode of 50 steps and more; `changes` replace arrays."""
+    """A file of random transitions in D4RL's format: some 50 steps an episode; `changes` replace arrays."""
     rng, task = np.random.default_rng(seed), d4rl.task(env_id)
     arrays = {
         "observations": rng.standard_normal((rows, task.observation_size)).astype(np.float32),
@@ -48,16 +46,17 @@ def dataset(path: Path, env_id: str = HOPPER, rows: int = 300, seed: int = 0, **
         "rewards": rng.standard_normal(rows).astype(np.float32),
         "terminals": np.arange(rows) % 50 == 49,
         "timeouts": np.arange(rows) % 70 == 69,
-    } | changes
+    }
     with h5py.File(path, "w") as file:
-        for key, values in arrays.items():
+        for key, values in (arrays | changes).items():
             file[key] = values
     return path
 
 
 def tiny(script: str, steps: int = 20, eval_every: int = 10, episodes: int = 3) -> list[str]:
     """Flags of a run that takes a fraction of a second."""
-    flags = {"steps": steps, "eval-every": eval_every, "eval-episodes": episodes, "hidden-dim": 32, "batch-size": 32}
+    flags = {"steps": steps, "eval-every": eval_every, "eval-episodes": episodes}
+    flags |= {"hidden-dim": 32, "batch-size": 32}
     if script in SAQ:
         flags |= {"vqvae-steps": steps, "vqvae-hidden-dim": 32, "codebook-size": 8}
     elif script in FIRST_STAGE:
@@ -75,21 +74,25 @@ def play(script: str, *flags) -> float:
 def run(script: str, folder: Path, *flags) -> Path:
     """A tiny run in `folder`, on random data unless the flags name a task; returns the run's own folder."""
     data = []
-    if "--env-id" not in flags and "--dataset-path" not in flags:
+    if "--env-id" not in flags:
         folder.mkdir(parents=True, exist_ok=True)
         data = ["--env-id", HOPPER, "--dataset-path", dataset(folder / "data.hdf5")]
-    before = runs(folder)
+    before = run_folders(folder)
     play(script, *data, *tiny(script), *flags, "--runs-dir", folder)
-    (new,) = set(runs(folder)) - set(before)
+    (new,) = set(run_folders(folder)) - set(before)
     return new
 
 
-def runs(folder: Path) -> list[Path]:
+def run_folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*__*") if path.is_dir())
 
 
 def checkpoint(folder: Path) -> dict:
     return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
+def weights(folder: Path, stage: str = "learner") -> dict:
+    return checkpoint(folder)["stages"][stage]["model"]
 
 
 def metrics(folder: Path) -> list[dict[str, str]]:
@@ -111,3 +114,17 @@ def same(a, b) -> bool:
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
     return a == b
+
+
+def assert_same_run(ours: Path, unbroken: Path):
+    """Weights, optimizers, generators, metrics, results: everything but the time that it took."""
+    stages, wanted = checkpoint(ours)["stages"], checkpoint(unbroken)["stages"]
+    assert stages.keys() == wanted.keys()
+    for name, stage in wanted.items():
+        assert same({**stages[name], "seconds": 0}, {**stage, "seconds": 0}), f"{name} differs"
+    assert metrics(ours) == metrics(unbroken)
+    assert {**result(ours), "seconds": 0} == {**result(unbroken), "seconds": 0}
+
+
+class Killed(BaseException):
+    """Nothing may catch it, as nothing can catch SIGKILL."""

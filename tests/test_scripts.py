@@ -1,4 +1,4 @@
-"""Every script and every flag, end to end: what is written, what stays equal, what is shown."""
+"""Every script end to end: the loop, what a run writes, every flag, what it plays and what `load` gives."""
 
 import os
 import subprocess
@@ -7,131 +7,171 @@ import typing
 from dataclasses import fields
 from pathlib import Path
 
+import common
 import numpy as np
 import pytest
 import torch
-from common import (
-    FIRST_STAGE,
-    HOPPER,
-    PATHS,
-    ROOT,
-    SAQ,
-    SCRIPTS,
-    checkpoint,
-    dataset,
-    metrics,
-    play,
-    result,
-    run,
-    runs,
-    same,
-    tiny,
-)
+from common import FIRST_STAGE, HOPPER, PATHS, SAQ, SCRIPTS, metrics, play, result, run, same, tiny, weights
+
+import d4rl
+
+CODES = [*SAQ, "baselines/aquadem"]  # with actions turned into codes first
+NOISY = ["baselines/cql", "baselines/brac", "baselines/aquadem"]  # noise in their losses is seeded by update
+STAGES = {name: [FIRST_STAGE[name], "learner"] if name in FIRST_STAGE else ["learner"] for name in PATHS}
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A finished tiny run per script, made when first asked for, and its flags."""
-    made = {}
+# --- the loop ---
+def noisy(loss):
+    """A loss with noise in it, so that it shows when the noise is seeded."""
 
-    def get(script):
-        if script not in made:
-            folder = tmp_path_factory.mktemp(script.replace("/", "_"))
-            flags = ["--env-id", HOPPER, "--dataset-path", dataset(folder / "data.hdf5")]
-            made[script] = run(script, folder, *flags), flags
-        return made[script]
+    def noisy_loss(*arguments):
+        value, *rest = loss(*arguments)
+        return value * (1 + torch.rand(())), *rest
 
-    return get
+    return noisy_loss
 
 
-def weights(folder, stage="learner"):
-    return checkpoint(folder)["stages"][stage]["model"]
+def move_codebook(vqvae, embedding, code):
+    """In place of the quantizer's own: where it goes shows when it is called, and with what."""
+    vqvae.codebook.data += vqvae.encoder[0].bias.mean() + embedding.mean() + code.double().mean()
+
+
+def train_by_hand(script, args) -> tuple[dict, dict, float]:
+    """Weights of every stage after a run, its learning rates, and the quantizer's held-out error."""
+    module, two_models = SCRIPTS[script], script in CODES
+    torch.manual_seed(args.seed)
+    data, spaces = module.load_data(args)
+    if two_models:
+        first, learner = module.make_models(args, spaces)
+    else:
+        learner = module.Learner(args, len(spaces.obs_mean), len(spaces.action_low))
+    trained, rates, error = {}, {}, None
+    for stage in STAGES[script]:
+        model = learner if stage == "learner" else first if two_models else learner.behaviour
+        steps = args.steps  # the same in every stage
+        rows = torch.arange(len(data.obs))
+        if stage == "quantizer":
+            order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(args.seed))
+            heldout, rows = order[: len(rows) // 20 + 1], order[len(rows) // 20 + 1 :]
+        groups = [{"params": [p for p in model.parameters() if p.requires_grad]}]
+        if script == "baselines/iql":  # the learning rate of its policy falls in any case
+            groups = [{"params": list(model.policy.parameters())}]
+            groups += [{"params": [*model.q.parameters(), *model.v.parameters()]}]
+        optimizer = torch.optim.Adam(groups, lr=args.lr, fused=True)
+        generator = torch.Generator().manual_seed(args.seed)
+        for step in range(steps):
+            for i, group in enumerate(optimizer.param_groups):
+                falls = args.anneal_lr or (script == "baselines/iql" and i == 0)
+                group["lr"] = args.lr * (0.5 + 0.5 * np.cos(np.pi * step / steps)) if falls else args.lr
+            if script in NOISY:
+                torch.manual_seed(args.seed * 10**6 + step + 1)
+            index = rows[torch.randint(len(rows), (args.batch_size,), generator=generator)]
+            batch = module.Transitions(*(array[index] for array in data))
+            if stage == "behaviour":
+                loss, _ = module.behaviour_loss(learner, batch)
+            else:
+                loss, _, *moves = getattr(module, f"{stage}_loss")(args, model, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if stage == "quantizer" and script in SAQ:
+                model.move_codebook(*moves)
+            elif stage == "learner" and hasattr(model, "q_target"):
+                for slow, fast in zip(model.q_target.parameters(), model.q.parameters(), strict=True):
+                    slow.data.lerp_(fast.data, args.target_rate)
+        if stage == "quantizer":
+            with torch.no_grad():
+                data = data._replace(code=first.encode(data.obs, data.action))
+                obs, action, code = data.obs[heldout], data.action[heldout], data.code[heldout]
+                decoded = first.decode(obs, code) if script in SAQ else first(obs)[range(len(code)), code]
+                error = (decoded - action).pow(2).sum(1).mean().item()
+        elif stage == "behaviour":
+            learner.policy.load_state_dict(learner.behaviour.requires_grad_(False).state_dict())
+        trained[stage] = {name: value.clone() for name, value in model.state_dict().items()}
+        rates[stage] = [group["lr"] for group in optimizer.param_groups]
+    return trained, rates, error
+
+
+@pytest.mark.parametrize("anneal", ["--anneal-lr", "--no-anneal-lr"])
+@pytest.mark.parametrize("script", PATHS)
+def test_training_equals_a_loop_by_hand(script, anneal, finished, tmp_path, monkeypatch):
+    """Seeds, batches, held-out rows, order of the calls, learning rate, encoded once: bit for bit."""
+    module, (_, data) = SCRIPTS[script], finished(script)
+    for name in ("quantizer_loss", "learner_loss", "behaviour_loss"):
+        if hasattr(module, name):
+            monkeypatch.setattr(module, name, noisy(getattr(module, name)))
+    if script in SAQ:
+        monkeypatch.setattr(module.VQVAE, "move_codebook", move_codebook)
+    flags = [*tiny(script, steps=6, eval_every=6, episodes=1), "--seed", 3, "--lr", 0.01, anneal]
+    folder = run(script, tmp_path, *data, *flags)
+    args = module.parse_args([str(flag) for flag in [*data, *flags]])
+    trained, rates, error = train_by_hand(script, args)
+    for stage, state in common.checkpoint(folder)["stages"].items():
+        assert same(state["model"], trained[stage]), stage
+        assert [group["lr"] for group in state["optimizer"]["param_groups"]] == pytest.approx(rates[stage])
+    if error is not None:
+        name = "vqvae/heldout_error" if script in SAQ else "charts/heldout_error"
+        assert float(metrics(folder)[0][name]) == pytest.approx(error, rel=1e-5)
 
 
 # --- what a run writes ---
-@pytest.mark.parametrize("script", PATHS)
-def test_bundled_task(script, tmp_path):
-    """The data that comes with the repository: no --dataset-path."""
-    folder = run(script, tmp_path, "--env-id", "maze2d-large-demos-v0", "--eval-every", 20, "--eval-episodes", 2)
-    assert folder.name.startswith(f"maze2d-large-demos-v0__{script.split('/')[-1]}__0__")
-    names = {path.name for path in folder.iterdir()}
-    events = {name for name in names if name.startswith("events.out.tfevents")}
-    assert len(events) == 1 and names - events == {"args.json", "metrics.csv", "checkpoint.pt", "result.json"}
-    assert len(result(folder)["returns"]) == 2 and play(script, "--evaluate", folder) == result(folder)["score"]
+def test_bundled_task_and_other_programs(tmp_path):
+    """As a user starts it: a process of its own, the data of the repository, W&B without an account."""
+    pytest.importorskip("wandb")
+    flags = [*tiny("saq_bc", eval_every=20, episodes=1), "--runs-dir", tmp_path, "--track"]
+    done = process(sys.executable, PATHS["saq_bc"], *flags, WANDB_MODE="offline", WANDB_SILENT="true")
+    assert done.returncode == 0, done.stderr
+    (folder,) = common.run_folders(tmp_path)
+    assert folder.name.startswith("maze2d-large-demos-v0__saq_bc__0__")
+    assert list(folder.glob("wandb/offline-run-*/*.wandb"))
+    assert "2,400 steps, 3 episodes" in done.stdout and f"{folder}\nscore" in done.stdout.replace("; ", "\n")
 
 
-STANDINS = {
-    "door-human": "door-human-v1",
-    "pen-expert": "pen-expert-v1",
-    "hopper-medium-replay": "hopper-medium-replay-v2",
-}
+STANDINS = {"door-human": "door-human-v1", "hopper-medium-replay": "hopper-medium-replay-v2"}
 
 
-@pytest.mark.skipif(
-    "SAQ_STANDIN_DIR" not in os.environ, reason="SAQ_STANDIN_DIR names no folder with stand-in datasets"
-)
+@pytest.mark.skipif("SAQ_STANDIN_DIR" not in os.environ, reason="SAQ_STANDIN_DIR names no folder of datasets")
 @pytest.mark.parametrize("name", STANDINS)
 def test_standin_dataset(name, tmp_path):
     path = Path(os.environ["SAQ_STANDIN_DIR"], f"{name}.hdf5")
     flags = ["--env-id", STANDINS[name], "--dataset-path", path, "--eval-every", 20, "--eval-episodes", 1]
-    folder = run("saq_iql", tmp_path, *flags)
-    assert result(folder)["env_id"] == STANDINS[name] and np.isfinite(result(folder)["score"])
+    assert np.isfinite(result(run("saq_iql", tmp_path, *flags))["score"])
 
 
 @pytest.mark.parametrize("script", PATHS)
-def test_run_folder(script, finished):
-    folder, _ = finished(script)
-    rows, stages = metrics(folder), [*([FIRST_STAGE[script]] if script in FIRST_STAGE else []), "learner"]
-    assert [(row["stage"], row["step"]) for row in rows] == [(s, n) for s in stages for n in ("10", "20")]
+def test_rows(script, finished):
+    """One for every evaluation of every stage, with finite numbers under the four headings."""
+    rows = metrics(finished(script)[0])
+    wanted = [(stage, step) for stage in STAGES[script] for step in ("10", "20")]
+    assert [(row["stage"], row["step"]) for row in rows] == wanted
     for row in rows:
-        logged = {name for name, value in row.items() if value and "/" in name}
-        assert all(np.isfinite(float(row[name])) for name in logged)
-        wanted = {"eval/score", "eval/return"} if row["stage"] == "learner" else {"vqvae/codes_used"}
-        if script not in SAQ and row["stage"] != "learner":
-            wanted = {f"losses/{row['stage']}"}
-        assert wanted <= logged and {name.split("/")[0] for name in logged} <= {"vqvae", "losses", "charts", "eval"}
-    written, saved = result(folder), checkpoint(folder)
-    assert written["score"] == float(rows[-1]["eval/score"])
-    assert written["best_score"] == max(float(row["eval/score"]) for row in rows if row["eval/score"])
-    assert written["episodes"] == len(written["returns"]) == 3
-    assert np.mean(written["returns"]) == pytest.approx(float(rows[-1]["eval/return"]))
-    assert (written["env_id"], written["script"], written["seed"]) == (HOPPER, script.split("/")[-1], 0)
-    assert written["versions"]["torch"] == torch.__version__ and {"numpy", "d4rl"} < written["versions"].keys()
-    assert written["seconds"].keys() == saved["stages"].keys() == set(stages)
-    assert all(state["finished"] and state["step"] == 20 for state in saved["stages"].values())
-    assert not list(folder.glob("*.tmp"))
-
-
-def test_tensorboard_holds_the_metrics(finished):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    folder, _ = finished("saq_iql")
-    events = EventAccumulator(str(folder)).Reload()
-    for row in metrics(folder):
-        for name in (name for name, value in row.items() if value and "/" in name):
-            (logged,) = (e.value for e in events.Scalars(name) if e.step == int(row["step"]))
-            assert logged == pytest.approx(float(row[name]), rel=1e-5)
+        logged = {name: float(value) for name, value in row.items() if value and "/" in name}
+        assert np.isfinite(list(logged.values())).all()
+        wanted = {"eval/score", "eval/return"} if row["stage"] == "learner" else {f"losses/{row['stage']}"}
+        if row["stage"] == "quantizer":
+            group = "vqvae" if script in SAQ else "charts"
+            wanted = {f"{group}/{name}" for name in ("codes_used", "perplexity", "heldout_error")}
+        assert wanted <= logged.keys()
 
 
 # --- every flag, saved and loaded ---
 def choices():
-    """(script, flags) for every value, other than the default, of every boolean and every flag with choices."""
+    """(script, flags): every value but the default of every boolean and of every flag with choices."""
     for script, module in SCRIPTS.items():
-        hints, defaults = typing.get_type_hints(module.Args), module.parse_args(["--env-id", HOPPER])
-        for field in fields(module.Args):
-            flag, kind, default = field.name.replace("_", "-"), hints[field.name], getattr(defaults, field.name)
-            if field.name in ("track", "capture_video", "device"):
+        yield script, []
+        defaults = module.parse_args(["--env-id", HOPPER])
+        for name, kind in typing.get_type_hints(module.Args).items():
+            flag, default = name.replace("_", "-"), getattr(defaults, name)
+            if name in ("track", "capture_video", "device", "anneal_lr"):
                 continue  # tests of their own
-            if kind is bool:
+            if kind is bool and (name, script) not in [("revive", other) for other in SAQ[1:]]:  # slow: once
                 yield script, [f"--no-{flag}" if default else f"--{flag}"]
-            elif typing.get_origin(kind) is typing.Literal:
-                yield from ((script, [f"--{flag}", value]) for value in typing.get_args(kind) if value != default)
+            for value in typing.get_args(kind):
+                if value != default:
+                    yield script, [f"--{flag}", value]
 
 
-CASES = [pytest.param(s, flags, id=" ".join([s, *flags])) for s, flags in [*((s, []) for s in PATHS), *choices()]]
-
-
-@pytest.mark.parametrize(("script", "flags"), CASES)
+@pytest.mark.parametrize(("script", "flags"), choices(), ids=lambda part: "".join(part))
 def test_a_saved_run_plays_as_it_did(script, flags, finished, tmp_path):
     """Hopper's return changes with the last bit of any action, so equal scores are equal actions."""
     plain, data = finished(script)
@@ -153,109 +193,93 @@ def test_flags_that_evaluate_may_change(finished):
     assert len(scores | {result(folder)["score"]}) == 1 + len(changes)
 
 
-# --- what stays equal ---
-@pytest.mark.parametrize("anneal", [True, False])
 @pytest.mark.parametrize("script", PATHS)
-def test_anneal_lr(script, anneal, tmp_path):
-    """Half a cosine over every stage, here at the last of 20 updates. IQL's policy has it in any case."""
-    folder = run(script, tmp_path, "--lr", 0.01, "--anneal-lr" if anneal else "--no-anneal-lr")
-    for name, stage in checkpoint(folder)["stages"].items():
-        for group, parameters in enumerate(stage["optimizer"]["param_groups"]):
-            falls = anneal or (script == "baselines/iql" and group == 0)
-            expected = 0.005 * (1 + np.cos(np.pi * 0.95)) if falls else 0.01
-            assert parameters["lr"] == pytest.approx(expected, rel=1e-12), name
-
-
-@pytest.mark.parametrize("script", PATHS)
-def test_equal_arguments_give_equal_runs(script, finished, tmp_path):
+def test_what_a_run_depends_on(script, finished, tmp_path):
+    """Not on how it is evaluated, but on its seed."""
     folder, flags = finished(script)
-    again, other = run(script, tmp_path, *flags), run(script, tmp_path, *flags, "--seed", 1)
-    assert metrics(again) == metrics(folder) and same(weights(again), weights(folder))
-    assert metrics(other) != metrics(folder) and not same(weights(other), weights(folder))
-
-
-@pytest.mark.parametrize("script", PATHS)
-def test_denormal_numbers_count_as_zero(script, finished, tmp_path):
-    """They halve the speed of continuous CQL on an Intel Xeon: the weights of its log-sum-exp are full of them."""
     torch.set_flush_denormal(False)
-    assert torch.tensor(1e-30) * 1e-10 > 0
-    run(script, tmp_path, *finished(script)[1])
-    assert torch.tensor(1e-30) * 1e-10 == 0
-
-
-@pytest.mark.parametrize("script", PATHS)
-def test_evaluation_does_not_disturb_training(script, finished, tmp_path):
-    folder, flags = finished(script)
     other = run(script, tmp_path, *flags, "--eval-episodes", 1, "--eval-every", 7)
-    assert same(weights(other), weights(folder))
-    if script in SAQ:
-        assert same(weights(other, "quantizer"), weights(folder, "quantizer"))
+    assert all(same(weights(other, stage), weights(folder, stage)) for stage in STAGES[script])
+    assert torch.tensor(1e-30) * 1e-10 == 0  # denormal numbers halve the speed of continuous CQL on a Xeon
+    assert not same(weights(run(script, tmp_path, *flags, "--seed", 1)), weights(folder))
 
 
 @pytest.mark.parametrize("script", SAQ)
-def test_borrowed_quantizer(script, finished, tmp_path):
-    """--vqvae ends like training the quantizer anew, whichever script it comes from."""
-    folder, flags = finished(script)
-    for lender in ("saq_bc", script):
-        quantizer, _ = finished(lender)
-        borrowed = run(script, tmp_path / lender, *flags, "--vqvae", quantizer)
-        assert same(checkpoint(borrowed)["stages"]["learner"]["model"], weights(folder))
-        assert same(weights(borrowed, "quantizer"), weights(folder, "quantizer"))
-        assert result(borrowed)["returns"] == result(folder)["returns"]
+def test_quantizer_of_another_run(script, finished, tmp_path):
+    """--quantizer-from ends like training the quantizer anew, whichever script it comes from."""
+    (folder, flags), (other, _) = finished(script), finished("saq_bc" if script != "saq_bc" else "saq_cql")
+    taken = run(script, tmp_path, *flags, "--quantizer-from", other)
+    assert all(same(weights(taken, stage), weights(folder, stage)) for stage in STAGES[script])
+    assert result(taken)["returns"] == result(folder)["returns"] and metrics(taken) == metrics(folder)
 
 
-def test_borrowed_quantizer_brings_its_shape(finished, tmp_path):
-    """Its own arguments become the defaults, so that they need not be given again."""
-    _, flags = finished("saq_bc")
-    quantizer = run("saq_bc", tmp_path, *flags, "--codebook-size", 5, "--no-condition-on-obs")
-    args = SCRIPTS["saq_iql"].parse_args([*map(str, flags), "--vqvae", str(quantizer)])
-    assert (args.codebook_size, args.condition_on_obs, args.vqvae_steps) == (5, False, 20)
-    play("saq_iql", *flags, "--vqvae", quantizer, "--steps", 10, "--eval-episodes", 1, "--runs-dir", tmp_path / "runs")
-    (borrowed,) = runs(tmp_path / "runs")
-    assert same(weights(borrowed, "quantizer"), weights(quantizer, "quantizer"))
-
-
-# --- the command line ---
-def another(value):
-    """A value that a setting does not have."""
-    if isinstance(value, str | bool):
-        return {"mean": "greedy", "greedy": "mean", True: False}[value]
-    return value / 2 if value % 1 else value + 1
+# --- load ---
+@pytest.mark.parametrize("script", PATHS)
+def test_load_plays_as_evaluate_does(script, finished, tmp_path):
+    """An episode by hand, with every way of acting, is the first episode of evaluation."""
+    folder, module = finished(script)[0], SCRIPTS[script]
+    for acting in ("greedy", "mean", "sample") if script in CODES else (None,):
+        changes = {"acting": acting} if acting else {}
+        act = module.load(folder, **changes)
+        env = d4rl.make(HOPPER)
+        obs, _ = env.reset(seed=0)
+        total, over = 0.0, False
+        while not over:
+            action = act(obs)
+            assert action.shape == (3,) and action.dtype == np.float32 and np.abs(action).max() <= 1
+            obs, reward, terminated, truncated, _ = env.step(action)
+            total, over = total + reward, terminated or truncated
+        score = 100 * d4rl.get_normalized_score(HOPPER, total)
+        flags = ["--eval-episodes", 1, *(f"--{name}={value}" for name, value in changes.items())]
+        assert play(script, "--evaluate", folder, *flags) == pytest.approx(score, rel=1e-4)
+        if acting in (None, common.checkpoint(folder)["args"].get("acting")):
+            assert total == pytest.approx(result(folder)["returns"][0], rel=1e-4)
 
 
 @pytest.mark.parametrize("script", PATHS)
-def test_settings_per_domain(script, monkeypatch, capsys):
+def test_load_takes_one_observation_or_a_batch(script, finished):
+    folder, module = finished(script)[0], SCRIPTS[script]
+    obs = np.random.default_rng(0).normal(size=(5, 11))  # float64, as Gymnasium has it
+    greedy = {"acting": "greedy"} if script in CODES else {}
+    before = obs.copy()
+    actions = module.load(folder, **greedy)(obs)
+    assert isinstance(actions, np.ndarray) and actions.shape == (5, 3) and len(np.unique(actions)) > 3
+    np.testing.assert_allclose(module.load(str(folder), **greedy)(obs[2]), actions[2], rtol=1e-5)
+    np.testing.assert_array_equal(obs, before)
+    far = module.load(folder, **greedy)(1e6 * obs)
+    assert np.abs(far).max() == 1  # within the action space
+
+
+def test_load_draws_codes_with_uniform(finished):
+    """Given, it decides; else a generator of the policy's own does."""
+    act, again = (SCRIPTS["saq_bc"].load(finished("saq_bc")[0], acting="sample") for _ in range(2))
+    obs = np.zeros((200, 11))
+    low, high = act(obs, np.zeros(200)), act(obs, np.full(200, 0.999))
+    assert len(np.unique(low, axis=0)) == len(np.unique(high, axis=0)) == 1 and not np.allclose(low, high)
+    drawn = act(obs)
+    assert len(np.unique(drawn.round(4), axis=0)) > 3
+    np.testing.assert_array_equal(drawn, again(obs))
+
+
+@pytest.mark.parametrize("script", PATHS)
+def test_load_of_what_is_no_run(script, finished, tmp_path):
     module = SCRIPTS[script]
-    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(d4rl.UsageError, match="not the folder of a run"):
+        module.load(tmp_path / "nowhere")
+    with pytest.raises(d4rl.UsageError, match="is a run of"):
+        module.load(finished("saq_iql" if script != "saq_iql" else "saq_bc")[0])
+
+
+# --- the command line; its mechanics are in test_runs.py ---
+@pytest.mark.parametrize("script", PATHS)
+def test_settings_and_limits_name_tasks_and_arguments(script):
+    module = SCRIPTS[script]
     names = {field.name for field in fields(module.Args)}
     for prefixes, settings in module.SETTINGS.items():
-        assert settings.keys() <= names
         for prefix in [prefixes] if isinstance(prefixes, str) else prefixes:
-            env_id = next(env_id for env_id in module.d4rl.TASKS if env_id.startswith(prefix))
-            args = module.parse_args(["--env-id", env_id])
-            assert {name: getattr(args, name) for name in settings} == settings and args.env_id == env_id
-            assert module.parse_args([f"--env-id={env_id}"]) == module.parse_args(["--env_id", env_id]) == args
-            for name, value in settings.items():  # a flag wins, the other settings stay
-                flag, other = name.replace("_", "-"), another(value)
-                given = [f"--no-{flag}"] if other is False else [f"--{flag}", str(other)]
-                args = module.parse_args(["--env-id", env_id, *given])
-                assert {n: getattr(args, n) for n in settings} == {**settings, name: other}
-            with pytest.raises(SystemExit) as exit:
-                module.parse_args(["--help", "--env-id", env_id])
-            assert exit.value.code == 0
-            shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
-            for name, value in settings.items():
-                flag = name.replace("_", "-")
-                flag = f"--{flag}, --no-{flag} " if value is True else f"--{flag} "
-                text = shown.split(flag)[1].split("(default:")[1]
-                assert text.split(")")[0].strip() == str(value)
-
-
-@pytest.mark.parametrize("script", ["saq_bc", "saq_cql", "saq_iql", "baselines/aquadem"])
-def test_a_task_may_have_settings_in_two_lines(script):
-    args = SCRIPTS[script].parse_args(["--env-id", "hopper-medium-replay-v2"])
-    assert args.acting == "greedy" and args.lr == 1e-3 and args.anneal_lr
-    assert SCRIPTS[script].parse_args(["--env-id", "hopper-medium-v2"]).acting == "mean"
+            args = module.parse_args(["--env-id", next(i for i in d4rl.TASKS if i.startswith(prefix))])
+            assert settings.keys() <= names and {name: getattr(args, name) for name in settings} == settings
+    assert {*module.LIMITS, *module.ACTING} <= names
 
 
 @pytest.mark.parametrize("script", PATHS)
@@ -267,69 +291,20 @@ def test_help_explains_every_argument(script, monkeypatch, capsys):
     lines = PATHS[script].read_text().splitlines()
     for field in fields(SCRIPTS[script].Args):
         (line,) = (line for line in lines if line.startswith(f"    {field.name}: "))
-        assert f"--{field.name.replace('_', '-')}" in shown
-        assert line.split("  # ")[1] in shown
-
-
-def test_device_auto():
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    for module in SCRIPTS.values():
-        assert module.parse_args([]).device == device
-        assert module.parse_args(["--device", "cpu"]).device == "cpu"
+        assert f"--{field.name.replace('_', '-')}" in shown and line.split("  # ")[1] in shown
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that PyTorch can use")
 @pytest.mark.parametrize("script", PATHS)
 def test_gpu(script, finished, tmp_path):
-    _, flags = finished(script)
-    folder = run(script, tmp_path, *flags, "--device", "cuda")
+    folder = run(script, tmp_path, *finished(script)[1], "--device", "cuda")
     assert play(script, "--evaluate", folder, "--device", "cuda") == result(folder)["score"]
-    play(script, "--evaluate", folder, "--device", "cpu")
+    SCRIPTS[script].load(folder)(np.zeros(11))  # on the CPU
 
 
-# --- other programs ---
-class Wandb:
-    """Stands in for the package: remembers what it is sent."""
-
-    def __init__(self):
-        self.rows, self.settings = [], None
-
-    def init(self, **settings):
-        self.settings = settings
-        return self
-
-    def define_metric(self, name, step_metric):
-        assert (name, step_metric) == ("*", "step")  # the x-axis is the stage's number of updates
-
-    def log(self, row):
-        self.rows.append(row)
-
-
-@pytest.mark.parametrize("script", PATHS)
-def test_track(script, finished, tmp_path, monkeypatch):
-    plain, flags = finished(script)
-    wandb = Wandb()
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    folder = run(script, tmp_path, *flags, "--track")
-    assert metrics(folder) == metrics(plain)
-    assert wandb.settings["config"]["env_id"] == HOPPER and wandb.settings["id"] == folder.name
-    sent = [{k: str(v) for k, v in row.items() if not k.startswith("time/")} for row in wandb.rows]
-    assert sent == [{k: v for k, v in row.items() if v} for row in metrics(folder)]
-
-
-def subprocess_run(*command, **environment):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | {name: str(value) for name, value in environment.items()}
+def process(*command, **environment):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
     return subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
-
-
-def test_track_offline(tmp_path):
-    """The real package, without an account."""
-    pytest.importorskip("wandb")
-    data = dataset(tmp_path / "data.hdf5")
-    flags = ["--env-id", HOPPER, "--dataset-path", data, *tiny("saq_bc", episodes=1), "--runs-dir", tmp_path, "--track"]
-    done = subprocess_run(sys.executable, PATHS["saq_bc"], *flags, WANDB_MODE="offline", WANDB_SILENT="true")
-    assert done.returncode == 0, done.stderr
-    assert list(runs(tmp_path)[0].glob("wandb/offline-run-*/*.wandb"))
 
 
 RENDER_AND_RUN = """
@@ -349,17 +324,16 @@ for command in sys.argv[1].splitlines():
 
 def test_capture_video(finished, tmp_path):
     """At the end of training, and of a finished run."""
-    folder, _ = finished("saq_iql")
-    _, data = finished("baselines/bc")
+    folder, data = finished("saq_iql")
     training = [*data, *tiny("baselines/bc", episodes=1), "--runs-dir", tmp_path, "--capture-video"]
     playing = ["--evaluate", folder, "--capture-video", "--eval-episodes", 1]
     commands = [[PATHS["baselines/bc"], *training], [PATHS["saq_iql"], *playing]]
     text = "\n".join(" ".join(map(str, command)) for command in commands)
-    done = subprocess_run(sys.executable, "-c", RENDER_AND_RUN, text, MUJOCO_GL="egl", PYTHONPATH=ROOT)
+    done = process(sys.executable, "-c", RENDER_AND_RUN, text, MUJOCO_GL="egl", PYTHONPATH=str(common.ROOT))
     if done.returncode == 77:
         pytest.skip(f"no OpenGL, MUJOCO_GL=egl cannot render here: {done.stdout.strip()}")
     assert done.returncode == 0, done.stderr
-    for place in (folder, runs(tmp_path)[0]):
+    for place in (folder, common.run_folders(tmp_path)[0]):
         (video,) = place.glob("videos/*.mp4")
         assert video.stat().st_size > 1000
         video.unlink()

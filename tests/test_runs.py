@@ -1,0 +1,348 @@
+"""d4rl/runs.py on a script in small: command line, run folder, logs, and resuming after a kill in any file.
+
+`runs` is a global of this file: test_mutations.py puts altered copies in its place.
+"""
+
+import csv
+import json
+import sys
+from dataclasses import dataclass, make_dataclass, replace
+from typing import Literal
+
+import pytest
+import torch
+from common import Killed, assert_same_run, checkpoint, metrics, result, run_folders
+
+import d4rl
+from d4rl import runs
+
+
+@dataclass
+class Args:
+    lr: float = 0.1  # rate
+    steps: int = 10  # updates of each stage
+    revive: bool = False  # or not
+    codebook_size: int = 4  # K
+    quantizer_from: str = ""  # a run
+    env_id: str = "hopper-a"  # task
+    dataset_path: str = ""  # file
+    seed: int = 0  # seed
+    acting: Literal["greedy", "sample"] = "greedy"  # how
+    eval_episodes: int = 2  # count
+    device: Literal["auto", "cpu", "cuda"] = "cpu"  # where
+    threads: int = 1  # count
+    runs_dir: str = "runs"  # folder
+    resume: str = ""  # a run
+    evaluate: str = ""  # a run
+    track: bool = False  # or not
+    capture_video: bool = False  # or not
+
+
+SETTINGS = {
+    "hopper": dict(lr=0.5, steps=7),
+    ("hopper-b", "pen"): dict(steps=8, revive=True),
+    "hopper-b-c": dict(acting="sample"),
+}
+SPACES = d4rl.Spaces(torch.tensor([0.5]), torch.tensor([2.0]), torch.tensor([-1.0]), torch.tensor([1.0]))
+
+
+def parse(*flags, play=(), **limits):
+    return runs.parse_args(Args, "toy", SETTINGS, {"seed": (0, 9)} | limits, play, list(map(str, flags)))
+
+
+def train(args, spaces=SPACES):
+    """What a script does with a run; its losses draw noise."""
+    torch.manual_seed(args.seed)
+    models = {stage: torch.nn.Linear(1, 1) for stage in ("quantizer", "learner")}
+    run = runs.Run("toy", args, spaces)
+    for stage, model in models.items():
+        optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
+        generator = torch.Generator().manual_seed(args.seed)
+        for step in range(run.restore(stage, model, optimizer, generator), args.steps):
+            x = torch.randn(4, 1, generator=generator)
+            loss = (model(x) + torch.randn(())).pow(2).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            run.log({f"losses/{stage}": loss})
+            if (step + 1) % 4 == 0 or step + 1 == args.steps:
+                score = model.weight.item()
+                measured = {"eval/score": score, "returns": [score, step]} if stage == "learner" else {}
+                run.record(stage, step + 1, args.steps, measured, model, optimizer, generator)
+    run.finish()
+    return run.folder
+
+
+@pytest.fixture
+def whole(tmp_path):
+    return train(Args(runs_dir=str(tmp_path / "whole"), codebook_size=5))
+
+
+# --- command line ---
+def test_settings_per_domain(monkeypatch, capsys):
+    """A later entry wins over an earlier one, a flag over both."""
+    assert parse() == replace(Args(), lr=0.5, steps=7)
+    assert parse("--env-id", "walker") == Args(env_id="walker")
+    long = replace(Args(), env_id="hopper-b-c", lr=0.5, steps=8, revive=True, acting="sample")
+    for flags in (["--env-id", "hopper-b-c"], ["--env-id=hopper-b-c"], ["--env_id", "hopper-b-c"]):
+        assert parse(*flags) == long
+    given = parse("--steps", 3, "--env-id", "hopper-b-c", "--no-revive", "--acting", "greedy")
+    assert given == replace(long, steps=3, revive=False, acting="greedy")
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as exit:
+        parse("--help", "--env-id", "pen")
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert exit.value.code == 0
+    assert "updates of each stage (default: 8)" in shown and "(default: 0.1)" in shown
+
+
+def test_limits():
+    """Given ones; else counts start at 1 and other numbers at 0."""
+    wrong = "steps=0 steps=-1 lr=-1 lr=nan lr=inf seed=-1 seed=10 steps=10000000000".split()
+    limited = {"lr=1.5": {"lr": (0, 1)}, "lr=0": {"lr": (1e-6, 1)}}
+    for flag, limits in (dict.fromkeys(wrong, {}) | limited).items():
+        with pytest.raises(d4rl.UsageError, match=f"--{flag.replace('=', ' is ')}.*at least.*at most"):
+            parse(f"--{flag}", **limits)
+    assert parse("--seed", 0, "--lr", 0).lr == 0 and parse("--lr", 1, lr=(0, 1), steps=(0, 9)).lr == 1
+    assert parse("--seed", 9, "--steps", 1).steps == 1
+
+
+def test_device(monkeypatch):
+    for there in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert parse("--device", "auto").device == ("cuda" if there else "cpu")
+        assert parse("--device", "cpu").device == "cpu"
+    assert parse("--device", "cuda").device == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(d4rl.UsageError, match="--device cpu"):
+        parse("--device", "cuda")
+
+
+def test_flags_of_a_resumed_run(whole):
+    saved = replace(Args(**checkpoint(whole)["args"]), resume=str(whole))
+    assert parse("--resume", whole) == saved and saved.codebook_size == 5  # no settings of its task
+    given = parse("--resume", whole, "--threads", 2, "--track", "--capture-video")
+    assert given == replace(saved, threads=2, track=True, capture_video=True)
+    changed = "--steps 30", "--revive", "--env-id pen", "--seed 1", "--acting sample", "--runs-dir elsewhere"
+    for flags in (*changed, f"--evaluate {whole}", f"--quantizer-from {whole}", "--dataset-path x", "--lr 3"):
+        with pytest.raises(d4rl.UsageError, match=f"{flags.split()[0]} is .* has to stay so"):
+            parse("--resume", whole, *flags.split())
+
+
+def test_flags_of_a_run_that_is_played(whole):
+    free = "--seed 3 --eval-episodes 9 --dataset-path x --threads 2 --capture-video --acting sample".split()
+    args = parse("--evaluate", whole, *free, play=("acting",))
+    assert (args.seed, args.eval_episodes, args.acting, args.codebook_size) == (3, 9, "sample", 5)
+    for flags in ("--acting sample", "--lr 3", "--steps 30", "--codebook-size 4", "--env-id pen", "--track"):
+        with pytest.raises(d4rl.UsageError, match=f"{flags.split()[0]} is .* has to stay so"):
+            parse("--evaluate", whole, *flags.split())
+
+
+def test_flags_of_a_run_that_takes_a_quantizer(whole):
+    """The quantizer brings its own arguments, all others are this run's."""
+    args = parse("--quantizer-from", whole, "--steps", 3)
+    assert (args.codebook_size, args.revive, args.steps, args.lr, args.resume) == (5, False, 3, 0.5, "")
+    assert parse("--quantizer-from", whole, "--codebook-size", 5).codebook_size == 5
+    for flags in ("--codebook-size 4", "--revive"):
+        with pytest.raises(d4rl.UsageError, match=f"{flags.split()[0]} is .* has to stay so"):
+            parse("--quantizer-from", whole, *flags.split())
+
+
+# --- reading a run ---
+def test_what_is_no_run(whole, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for content in (b"", b"[1, 2]", (whole / "checkpoint.pt").read_bytes()[:-300]):
+        (tmp_path / "foreign").mkdir(exist_ok=True)
+        (tmp_path / "foreign" / "checkpoint.pt").write_bytes(content)
+        with pytest.raises(d4rl.UsageError, match="foreign is not the folder of a run .*damaged"):
+            runs.read_run(tmp_path / "foreign")
+    torch.save({"script": "toy", "args": {}}, tmp_path / "foreign" / "checkpoint.pt")
+    for name, reason in [("empty", "no such file"), ("nowhere", "no such file"), ("foreign", "damaged")]:
+        with pytest.raises(d4rl.UsageError, match=f"{name} is not the folder of a run .*{reason}"):
+            runs.read_run(tmp_path / name)
+        for flag in ("--resume", "--evaluate", "--quantizer-from"):
+            with pytest.raises(d4rl.UsageError, match="not the folder of a run"):
+                parse(flag, tmp_path / name)
+    assert not list((tmp_path / "empty").iterdir()) and not (tmp_path / "nowhere").exists()
+
+
+def test_whose_run_it_is(whole):
+    for rest in ([], ["toy", Args], ["toy", Args, "learner"]):
+        assert runs.read_run(str(whole), *rest)["script"] == "toy"
+    with pytest.raises(d4rl.UsageError, match="is a run of toy.py"):
+        runs.read_run(whole, "other", Args)
+    with pytest.raises(d4rl.UsageError, match="another version"):
+        runs.read_run(whole, "toy", make_dataclass("Args", [*checkpoint(whole)["args"], "temperature"]))
+
+
+@pytest.mark.parametrize("change", [dict(finished=False), None])
+def test_an_unfinished_stage(change, whole):
+    saved = checkpoint(whole)
+    stage = saved["stages"].pop("quantizer")
+    saved["stages"] |= {"quantizer": stage | change} if change else {}
+    torch.save(saved, whole / "checkpoint.pt")
+    for call in (lambda: runs.read_run(whole, stage="quantizer"), lambda: parse("--quantizer-from", whole)):
+        with pytest.raises(d4rl.UsageError, match="no finished quantizer; go on with --resume"):
+            call()
+    assert runs.read_run(whole, stage="learner")
+
+
+# --- the folder ---
+def test_files_of_a_run(whole):
+    env, script, seed, _ = whole.name.split("__")
+    assert (env, script, seed) == ("hopper-a", "toy", "0")
+    names = {path.name for path in whole.iterdir()}
+    events = {name for name in names if name.startswith("events.out.tfevents")}
+    assert len(events) == 1 and names - events == {"args.json", "metrics.csv", "checkpoint.pt", "result.json"}
+    args = json.loads((whole / "args.json").read_text())
+    assert args.pop("script") == "toy" and Args(**args).codebook_size == 5
+    rows = metrics(whole)
+    steps = [("quantizer", "4"), ("quantizer", "8"), ("quantizer", "10"), ("learner", "4"), ("learner", "8")]
+    assert [(row["stage"], row["step"]) for row in rows] == [*steps, ("learner", "10")]
+    saved, scores = checkpoint(whole), [float(row["eval/score"]) for row in rows if row["eval/score"]]
+    assert len(scores) == 3 and scores[-1] == saved["stages"]["learner"]["model"]["weight"].item()
+    assert all(stage["finished"] and stage["step"] == 10 for stage in saved["stages"].values())
+    assert [tuple(x) for x in saved["spaces"]] == [(0.5,), (2.0,), (-1.0,), (1.0,)]
+    wanted = {"score": scores[-1], "best_score": max(scores), "returns": [scores[-1], 9], "episodes": 2}
+    wanted |= {"env_id": "hopper-a", "script": "toy", "seed": 0}
+    seconds = {name: stage["seconds"] for name, stage in saved["stages"].items()}
+    assert wanted.items() <= result(whole).items() and result(whole)["seconds"] == seconds
+    assert result(whole)["versions"].keys() == {"torch", "numpy", "gymnasium", "mujoco", "d4rl"}
+
+
+def test_id_with_a_slash(tmp_path):
+    folder = train(Args(runs_dir=str(tmp_path), env_id="robomimic/lift-ph"))
+    assert folder.parent == tmp_path and folder.name.startswith("robomimic-lift-ph__toy__0__")
+
+
+def test_log_and_record(tmp_path, monkeypatch):
+    """Means since the last row, time without evaluation and in all; then it starts again."""
+    clock = [0.0]
+    monkeypatch.setattr(runs.time, "time", lambda: clock[0])
+    model = torch.nn.Linear(1, 1)
+    rest = model, torch.optim.Adam(model.parameters()), torch.Generator()
+    run, scalars = runs.Run("toy", Args(runs_dir=str(tmp_path)), SPACES), set()
+    monkeypatch.setattr(run.writer, "add_scalar", lambda *scalar: scalars.add(scalar))
+    clock[0] = 100.0
+    run.restore("learner", *rest)
+    for step, values in enumerate([[1.0, 2.0], [5.0]]):
+        for value in values:
+            clock[0] += 2
+            run.log({"losses/q": torch.tensor(value, requires_grad=True), "charts/q": torch.tensor(7.0)})
+        clock[0] += 10  # of evaluation
+        measured = {"eval/score": 12.345, "returns": [step]}
+        shown = run.record("learner", step, 9, measured, *rest)
+        assert shown == {"losses/q": f"{[1.5, 5][step]:.3g}", "eval/score": "12.3"} and measured["returns"]
+    rows = [{k: float(v) for k, v in row.items() if k not in ("stage",)} for row in read_csv(run.folder)]
+    common = {"charts/q": 7.0, "time/learner_updates_per_second": 0.5, "eval/score": 12.345}
+    assert rows[0] == {"step": 0, "losses/q": 1.5, "time/learner_seconds": 14.0} | common
+    assert rows[1] == {"step": 1, "losses/q": 5.0, "time/learner_seconds": 26.0} | common
+    assert scalars == {(k, v, row["step"]) for row in rows for k, v in row.items() if k != "step"}
+    assert run.saved["returns"] == [1] and not run.saved["stages"]["learner"]["finished"]
+
+
+def read_csv(folder):
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_tensorboard_holds_the_metrics(whole):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(whole)).Reload()
+    for row in metrics(whole):
+        for name in (name for name, value in row.items() if value and "/" in name):
+            (logged,) = (e.value for e in events.Scalars(name) if e.step == int(row["step"]))
+            assert logged == pytest.approx(float(row[name]), rel=1e-5)
+
+
+class Wandb:
+    """Stands in for the package: remembers what it is sent."""
+
+    def __init__(self):
+        self.rows, self.settings = [], None
+
+    def init(self, **settings):
+        self.settings = settings
+        return self
+
+    def define_metric(self, name, step_metric):
+        assert (name, step_metric) == ("*", "step")  # the x-axis is the stage's number of updates
+
+    def log(self, row):
+        self.rows.append(row)
+
+
+def test_track(whole, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", wandb := Wandb())
+    folder = train(Args(runs_dir=str(tmp_path), codebook_size=5, track=True))
+    assert metrics(folder) == metrics(whole)
+    assert wandb.settings["config"]["codebook_size"] == 5 and wandb.settings["id"] == folder.name
+    sent = [{k: str(v) for k, v in row.items() if not k.startswith("time/")} for row in wandb.rows]
+    assert sent == [{k: v for k, v in row.items() if v} for row in metrics(folder)]
+
+
+def test_quantizer_of_another_run(whole, tmp_path):
+    """Taken over with its rows; the rest is a new run, which it does not change."""
+    before = checkpoint(whole)
+    args = Args(runs_dir=str(tmp_path / "taken"), codebook_size=5, quantizer_from=str(whole))
+    taken = train(args)
+    assert_same_run(taken, whole)
+    assert checkpoint(taken)["args"]["quantizer_from"] == str(whole)
+    assert checkpoint(whole)["returns"] == before["returns"]
+    for mean in ([0.25], [0.5, 0.5]):
+        with pytest.raises(d4rl.UsageError, match="trained on other data"):
+            train(replace(args, runs_dir=str(tmp_path / "new")), SPACES._replace(obs_mean=torch.tensor(mean)))
+    assert not (tmp_path / "new").exists()
+
+
+# --- kills ---
+def break_write(monkeypatch, number, at="half"):
+    """The `number`-th file that is written is left half written under its temporary name, or not renamed."""
+    count, write = [0], runs._write
+
+    def write_or_die(path, content):
+        count[0] += 1
+        if count[0] == number:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_suffix(".tmp").write_bytes(content[: len(content) // 2] if at == "half" else content)
+            raise Killed
+        write(path, content)
+
+    monkeypatch.setattr(runs, "_write", write_or_die)
+    return count
+
+
+def test_resume_after_a_kill_in_any_file(whole, tmp_path, monkeypatch):
+    """Twice: the run that goes on dies too, two files later."""
+    with monkeypatch.context() as patch:
+        count = break_write(patch, number=-1)
+        train(Args(runs_dir=str(tmp_path / "counted"), codebook_size=5))
+    assert count[0] == 3 + 2 * 6 + 1  # checkpoint, table, arguments; two for each row; the result
+    for number in range(2, count[0] + 1):  # the first leaves no run
+        place = tmp_path / str(number)
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            break_write(patch, number, at="half" if number % 2 else "whole")
+            train(Args(runs_dir=str(place), codebook_size=5))
+        (folder,) = run_folders(place)
+        assert list(folder.glob("*.tmp")) and not (folder / "result.json").exists()
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            break_write(patch, 3)
+            train(parse("--resume", folder))
+            raise Killed  # it was almost done, and is now
+        train(parse("--resume", folder))
+        assert_same_run(folder, whole)
+        assert not list(folder.glob("*.tmp"))
+
+
+def test_seconds_go_on_after_a_kill(tmp_path, monkeypatch):
+    clock = iter(range(10_000))
+    monkeypatch.setattr(runs.time, "time", lambda: float(next(clock)))
+    folder = train(Args(runs_dir=str(tmp_path)))
+    seconds = [float(row["time/learner_seconds"]) for row in read_csv(folder) if row["stage"] == "learner"]
+    assert seconds == sorted(seconds) and seconds[0] > 0
+    saved = checkpoint(folder)
+    saved["stages"]["learner"]["step"] = 4
+    torch.save(saved, folder / "checkpoint.pt")
+    train(parse("--resume", folder))
+    assert result(folder)["seconds"]["learner"] > seconds[-1]
