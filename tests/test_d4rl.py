@@ -58,7 +58,9 @@ def test_tasks(tmp_path, monkeypatch):
     relocate = d4rl.task("relocate-human-v1")
     assert relocate.bytes is None and relocate.sha256 is None
     assert d4rl.task(gymnasium.make(DEMOS)) == d4rl.task(DEMOS)  # an environment stands for its id
-    for wrong, message in {"hoper-medium-v2": "did you mean hopper-medium-v2", "zzz": "d4rl list"}.items():
+    wrong_ids = {"hoper-medium-v2": "did you mean hopper-medium-v2", "zzz": "python -m d4rl list"}
+    wrong_ids["robomimic/lyft-ph"] = "did you mean robomimic/lift-ph"  # not one of Minari's
+    for wrong, message in wrong_ids.items():
         with pytest.raises(DatasetError, match=f"{wrong}.*{message}"):
             d4rl.task(wrong)
 
