@@ -4,7 +4,7 @@
     stage 2   pi learns the code of the data in each state, by maximum likelihood
     acting    choose a code with pi, decode it in the current state
 
-The method: from "stage 1" to "main". What is under "plumbing" is the same in every script; skip it.
+The method: from "stage 1" to "main". "Plumbing" is the same in every script; skip it.
 Symbols: s state (obs), a action, k code, K codebook_size, B batch, N data set, pi policy.
 Explained in docs/saq_bc.md. SAQ: Luo et al. 2023, arXiv 2310.11731.
 
@@ -50,7 +50,7 @@ class Args:
     env_id: str = "maze2d-large-demos-v0"  # task: the d4rl package has its environment and its data
     dataset_path: str = ""  # an HDF5 file in D4RL's or robomimic's format, not the task's own
     seed: int = 0  # of weights, batches and evaluation episodes
-    acting: Literal["greedy", "sample", "mean"] = "sample"  # which code; mean: of all actions
+    acting: Literal["greedy", "sample", "mean"] = "sample"  # likeliest code, drawn, mean of all
     eval_every: int = 5_000  # updates between two evaluations, each with a checkpoint
     eval_episodes: int = 20  # episodes per evaluation
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
@@ -99,6 +99,11 @@ class Learner(nn.Module):
         self.policy = mlp(obs_dim, args.hidden_dim, args.hidden_dim, args.codebook_size)  # logits of pi(.|s)
 
 
+def log_policy(args: Args, learner: Learner, obs: Tensor) -> Tensor:
+    """log pi(k|s) of every code: (B, obs_dim) -> (B, K)"""
+    return F.log_softmax(learner.policy(obs), dim=1)
+
+
 def learner_loss(args: Args, learner: Learner, batch: Transitions) -> tuple[Tensor, dict]:
     """Loss and metrics of a batch."""
     logits = learner.policy(batch.obs)  # (B, K)
@@ -108,14 +113,9 @@ def learner_loss(args: Args, learner: Learner, batch: Transitions) -> tuple[Tens
 
 
 # --- acting ---
-def log_policy(args: Args, learner: Learner, obs: Tensor) -> Tensor:
-    """log pi(k|s) of every code: (B, obs_dim) -> (B, K)"""
-    return F.log_softmax(learner.policy(obs), dim=1)
-
-
 def make_act(args: Args, vqvae: VQVAE, learner: Learner, spaces: d4rl.Spaces):
     """The policy as a function of raw observations, one or a batch: NumPy in, NumPy out."""
-    random = np.random.default_rng(1000 * args.seed)  # as the first episode of evaluation
+    random = np.random.default_rng(1000 * args.seed)  # of act alone; evaluation brings its own
 
     @torch.no_grad()
     def act(observation: np.ndarray, uniform: np.ndarray | None = None) -> np.ndarray:
@@ -194,8 +194,8 @@ def main(args: Args) -> float:
     run = runs.Run(SCRIPT, args, spaces)
 
     train(args, run, "quantizer", vqvae, learner, data)
-    # Encode the data set once. From here on the quantizer is frozen: if a code changed its meaning,
-    # what Q has learned about it would be wrong.
+    # Encode the data set once. From here on nothing moves the quantizer: if a code changed its
+    # meaning, what the learner has learned about it would be wrong.
     data = data._replace(code=vqvae.encode(data.obs, data.action))
     train(args, run, "learner", vqvae, learner, data)
 
@@ -205,8 +205,7 @@ def main(args: Args) -> float:
     return score
 
 
-# --- plumbing, the same in every script ---
-SCRIPT = Path(__file__).stem
+# --- settings ---
 ROBOTS = ("hopper", "halfcheetah", "walker2d")
 SETTINGS = {  # how an env-id begins: its own defaults on the command line; a later line wins
     "maze2d-large-demos": dict(vqvae_steps=3000, steps=4000, eval_every=2000),
@@ -216,10 +215,13 @@ SETTINGS = {  # how an env-id begins: its own defaults on the command line; a la
     "antmaze": dict(eval_episodes=100),
     "robomimic": dict(eval_every=10_000, eval_episodes=50),
 }
-LIMITS = {  # of numbers; where none is given, counts start at 1 and other numbers at 0
-    "seed": (0, 1e9),
-}
+# Lowest and highest value, both allowed; where none is given, counts start at 1 and other numbers at 0.
+LIMITS = {"seed": (0, 1e9)}
 ACTING = ("acting",)  # what --evaluate may change of how the policy acts
+
+
+# --- plumbing, the same in every script ---
+SCRIPT = Path(__file__).stem
 
 
 def load_data(args: Args) -> tuple[Transitions, d4rl.Spaces]:

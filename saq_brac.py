@@ -5,8 +5,8 @@
               every expectation over pi is a sum over K codes, where continuous BRAC has to sample
     acting    choose a code with pi, decode it in the current state
 
-The method: from "stage 1" to "main". What is under "plumbing" is the same in every script; skip it.
-Symbols: s state (obs), a action, k code, K codebook_size, B batch, N data set, Q' target network, pi
+The method: from "stage 1" to "main". "Plumbing" is the same in every script; skip it.
+Symbols: s state (obs), a action, k code, K codebook_size, B batch, N data set, Qbar target network, pi
 policy, pi_beta behaviour policy, gamma discount, alpha entropy_weight, beta behaviour_weight.
 Explained in docs/saq_brac.md. SAQ: Luo et al. 2023, arXiv 2310.11731. BRAC: Wu et al. 2019, 1911.11361.
 
@@ -47,7 +47,7 @@ class Args:
     target_rate: float = 0.005  # share of the weights that the target network takes over per update
     reward_shift: float = 0.0  # added to every reward, before the scale
     reward_scale: float = 1.0  # every reward is multiplied by this
-    normalize_rewards: bool = False  # and by 1000 / (best - worst return of the data), as IQL does
+    normalize_rewards: bool = False  # multiply them by 1000 / (best - worst return of the data) too
 
     # --- quantizer ---
     quantizer_from: str = ""  # take the quantizer of the run in this folder instead of training one
@@ -63,7 +63,7 @@ class Args:
     env_id: str = "maze2d-large-demos-v0"  # task: the d4rl package has its environment and its data
     dataset_path: str = ""  # an HDF5 file in D4RL's or robomimic's format, not the task's own
     seed: int = 0  # of weights, batches and evaluation episodes
-    acting: Literal["greedy", "sample", "mean"] = "sample"  # which code; mean: of all actions
+    acting: Literal["greedy", "sample", "mean"] = "sample"  # likeliest code, drawn, mean of all
     eval_every: int = 5_000  # updates between two evaluations, each with a checkpoint
     eval_episodes: int = 20  # episodes per evaluation
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
@@ -113,11 +113,11 @@ class Learner(nn.Module):
         self.q = mlp(*sizes)  # Q(s, .): one output per code
         self.policy = mlp(*sizes)  # logits of pi(.|s)
         self.behaviour = mlp(*sizes)  # logits of pi_beta(.|s)
-        self.q_target = copy.deepcopy(self.q).requires_grad_(False)  # Q'
+        self.q_target = copy.deepcopy(self.q).requires_grad_(False)  # Qbar
 
     @torch.no_grad()
     def move_target(self, rate: float):
-        """Q' <- (1 - rate) Q' + rate Q, after every gradient step."""
+        """Qbar <- (1 - rate) Qbar + rate Q, after every gradient step."""
         for slow, fast in zip(self.q_target.parameters(), self.q.parameters(), strict=True):
             slow.lerp_(fast, rate)
 
@@ -134,31 +134,36 @@ def regularised_value(log_pi: Tensor, q: Tensor, log_behaviour: Tensor, beta: fl
 
 
 def policy_loss(log_pi: Tensor, q: Tensor, log_behaviour: Tensor, beta: float, alpha: float) -> Tensor:
-    """SAQ Eq. 6, negated; minimal at pi = softmax((Q + beta log pi_beta) / alpha). (B, K) -> scalar"""
-    return -regularised_value(
-        log_pi, q.detach(), log_behaviour.detach(), beta, alpha
-    ).mean()  # trains pi only
+    """SAQ Eq. 6, negated; trains pi alone. (B, K) -> scalar
+
+    Minimal at pi = softmax((Q + beta log pi_beta) / alpha). BRAC learns a network all the same, which
+    follows that optimum step by step while Q, whose target it is part of, still changes.
+    """
+    return -regularised_value(log_pi, q.detach(), log_behaviour.detach(), beta, alpha).mean()
+
+
+def log_policy(args: Args, learner: Learner, obs: Tensor) -> Tensor:
+    """log pi(k|s) of every code: (B, obs_dim) -> (B, K)"""
+    return F.log_softmax(learner.policy(obs), dim=1)
 
 
 def learner_loss(args: Args, learner: Learner, batch: Transitions) -> tuple[Tensor, dict]:
-    """Loss and metrics of a batch. The networks share no weights: the sum trains each alone."""
+    """Loss and metrics of a batch. No weights are shared and policy_loss detaches: each trains alone."""
     beta, alpha = args.behaviour_weight, args.entropy_weight
     with torch.no_grad():
         next_log_pi = log_policy(args, learner, batch.next_obs)  # log pi(.|s'): (B, K)
         next_log_behaviour = F.log_softmax(learner.behaviour(batch.next_obs), dim=1)  # log pi_beta(.|s')
-        next_q = learner.q_target(batch.next_obs)  # Q'(s', .)
-        # sum_k pi (Q' + beta log pi_beta [- alpha log pi])
+        next_q = learner.q_target(batch.next_obs)  # Qbar(s', .)
         next_alpha = alpha if args.target_entropy else 0.0
+        # V(s') = sum_k pi (Qbar + beta log pi_beta - alpha log pi)
         next_v = regularised_value(next_log_pi, next_q, next_log_behaviour, beta, next_alpha)
     q = learner.q(batch.obs)  # Q(s, .): (B, K)
     log_pi = log_policy(args, learner, batch.obs)  # log pi(.|s)
     log_behaviour = F.log_softmax(learner.behaviour(batch.obs), dim=1)  # log pi_beta(.|s)
     data_q = q.gather(1, batch.code[:, None]).squeeze(1)  # Q(s, k)
-    q_loss = td_loss(data_q, batch.reward, batch.terminal, next_v, args.discount)  # E (r + gamma V' - Q)^2
+    q_loss = td_loss(data_q, batch.reward, batch.terminal, next_v, args.discount)  # E (r + gamma V(s') - Q)^2
     behaviour_loss = F.nll_loss(log_behaviour, batch.code)  # E -log pi_beta(k|s)
-    pi_loss = policy_loss(
-        log_pi, q, log_behaviour, beta, alpha
-    )  # -E_pi [Q + beta log pi_beta - alpha log pi]
+    pi_loss = policy_loss(log_pi, q, log_behaviour, beta, alpha)  # -E_pi [Q + beta log pi_beta - ...]
     entropy = -(log_pi.exp() * log_pi).sum(1).mean()
     metrics = {"losses/q": q_loss, "losses/behaviour": behaviour_loss, "losses/policy": pi_loss}
     metrics |= {"charts/q": data_q.mean(), "charts/entropy": entropy}
@@ -166,14 +171,9 @@ def learner_loss(args: Args, learner: Learner, batch: Transitions) -> tuple[Tens
 
 
 # --- acting ---
-def log_policy(args: Args, learner: Learner, obs: Tensor) -> Tensor:
-    """log pi(k|s) of every code: (B, obs_dim) -> (B, K)"""
-    return F.log_softmax(learner.policy(obs), dim=1)
-
-
 def make_act(args: Args, vqvae: VQVAE, learner: Learner, spaces: d4rl.Spaces):
     """The policy as a function of raw observations, one or a batch: NumPy in, NumPy out."""
-    random = np.random.default_rng(1000 * args.seed)  # as the first episode of evaluation
+    random = np.random.default_rng(1000 * args.seed)  # of act alone; evaluation brings its own
 
     @torch.no_grad()
     def act(observation: np.ndarray, uniform: np.ndarray | None = None) -> np.ndarray:
@@ -254,8 +254,8 @@ def main(args: Args) -> float:
     run = runs.Run(SCRIPT, args, spaces)
 
     train(args, run, "quantizer", vqvae, learner, data)
-    # Encode the data set once. From here on the quantizer is frozen: if a code changed its meaning,
-    # what Q has learned about it would be wrong.
+    # Encode the data set once. From here on nothing moves the quantizer: if a code changed its
+    # meaning, what the learner has learned about it would be wrong.
     data = data._replace(code=vqvae.encode(data.obs, data.action))
     train(args, run, "learner", vqvae, learner, data)
 
@@ -265,8 +265,7 @@ def main(args: Args) -> float:
     return score
 
 
-# --- plumbing, the same in every script ---
-SCRIPT = Path(__file__).stem
+# --- settings ---
 ROBOTS = ("hopper", "halfcheetah", "walker2d")
 SETTINGS = {  # how an env-id begins: its own defaults on the command line; a later line wins
     "maze2d-large-demos": dict(
@@ -278,12 +277,13 @@ SETTINGS = {  # how an env-id begins: its own defaults on the command line; a la
     "antmaze": dict(reward_scale=100.0, eval_episodes=100),
     "robomimic": dict(eval_every=10_000, eval_episodes=50),
 }
-LIMITS = {  # of numbers; where none is given, counts start at 1 and other numbers at 0
-    "seed": (0, 1e9),
-    "discount": (0, 1),
-    "reward_shift": (-1e9, 1e9),
-}
+# Lowest and highest value, both allowed; where none is given, counts start at 1 and other numbers at 0.
+LIMITS = {"seed": (0, 1e9), "discount": (0, 1), "reward_shift": (-1e9, 1e9)}
 ACTING = ("acting",)  # what --evaluate may change of how the policy acts
+
+
+# --- plumbing, the same in every script ---
+SCRIPT = Path(__file__).stem
 
 
 def load_data(args: Args) -> tuple[Transitions, d4rl.Spaces]:

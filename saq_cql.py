@@ -5,8 +5,8 @@
               a sum over K codes, where continuous CQL has to estimate an integral over actions
     acting    choose a code with pi, decode it in the current state
 
-The method: from "stage 1" to "main". What is under "plumbing" is the same in every script; skip it.
-Symbols: s state (obs), a action, k code, K codebook_size, B batch, N data set, Q' target network, pi
+The method: from "stage 1" to "main". "Plumbing" is the same in every script; skip it.
+Symbols: s state (obs), a action, k code, K codebook_size, B batch, N data set, Qbar target network, pi
 policy, gamma discount, alpha conservatism.
 Explained in docs/saq_cql.md. SAQ: Luo et al. 2023, arXiv 2310.11731. CQL: Kumar et al. 2020, 2006.04779.
 
@@ -46,7 +46,7 @@ class Args:
     target_rate: float = 0.005  # share of the weights that the target network takes over per update
     reward_shift: float = 0.0  # added to every reward, before the scale
     reward_scale: float = 1.0  # every reward is multiplied by this
-    normalize_rewards: bool = False  # and by 1000 / (best - worst return of the data), as IQL does
+    normalize_rewards: bool = False  # multiply them by 1000 / (best - worst return of the data) too
 
     # --- quantizer ---
     quantizer_from: str = ""  # take the quantizer of the run in this folder instead of training one
@@ -62,7 +62,7 @@ class Args:
     env_id: str = "maze2d-large-demos-v0"  # task: the d4rl package has its environment and its data
     dataset_path: str = ""  # an HDF5 file in D4RL's or robomimic's format, not the task's own
     seed: int = 0  # of weights, batches and evaluation episodes
-    acting: Literal["greedy", "sample", "mean"] = "sample"  # which code; mean: of all actions
+    acting: Literal["greedy", "sample", "mean"] = "sample"  # likeliest code, drawn, mean of all
     eval_every: int = 5_000  # updates between two evaluations, each with a checkpoint
     eval_episodes: int = 20  # episodes per evaluation
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
@@ -110,11 +110,11 @@ class Learner(nn.Module):
         super().__init__()
         hidden = args.hidden_dim, args.hidden_dim
         self.q = mlp(obs_dim, *hidden, args.codebook_size)  # Q(s, .): one output per code
-        self.q_target = copy.deepcopy(self.q).requires_grad_(False)  # Q'
+        self.q_target = copy.deepcopy(self.q).requires_grad_(False)  # Qbar
 
     @torch.no_grad()
     def move_target(self, rate: float):
-        """Q' <- (1 - rate) Q' + rate Q, after every gradient step."""
+        """Qbar <- (1 - rate) Qbar + rate Q, after every gradient step."""
         for slow, fast in zip(self.q_target.parameters(), self.q.parameters(), strict=True):
             slow.lerp_(fast, rate)
 
@@ -134,34 +134,34 @@ def conservative_loss(q: Tensor, code: Tensor) -> Tensor:
 
 
 def backup_value(q: Tensor, target_q: Tensor, backup: str) -> Tensor:
-    """Value of a state under the policy of Q, measured by Q'. (B, K), (B, K) -> (B,)"""
+    """Value of a state under the policy of Q, measured by Qbar. (B, K), (B, K) -> (B,)"""
     if backup == "argmax":  # double Q-learning, as in the official code
         return target_q.gather(1, q.argmax(1, keepdim=True)).squeeze(1)
     return (q.softmax(1) * target_q).sum(1)  # E_{k ~ softmax(Q)}, exact
+
+
+def log_policy(args: Args, learner: Learner, obs: Tensor) -> Tensor:
+    """log pi(k|s) of every code: (B, obs_dim) -> (B, K)"""
+    return F.log_softmax(learner.q(obs), dim=1)  # the penalty makes softmax(Q) a policy near the data's
 
 
 def learner_loss(args: Args, learner: Learner, batch: Transitions) -> tuple[Tensor, dict]:
     """Loss and metrics of a batch."""
     with torch.no_grad():
         next_q, next_target_q = learner.q(batch.next_obs), learner.q_target(batch.next_obs)  # (B, K)
-        next_v = backup_value(next_q, next_target_q, args.backup)  # sum_k pi(k|s') Q'(s', k)
+        next_v = backup_value(next_q, next_target_q, args.backup)  # sum_k pi(k|s') Qbar(s', k)
     q = learner.q(batch.obs)  # Q(s, .): (B, K)
     data_q = q.gather(1, batch.code[:, None]).squeeze(1)  # Q(s, k_data)
-    q_loss = td_loss(data_q, batch.reward, batch.terminal, next_v, args.discount)  # E (r + gamma V' - Q)^2
+    q_loss = td_loss(data_q, batch.reward, batch.terminal, next_v, args.discount)  # E (r + gamma V(s') - Q)^2
     penalty = conservative_loss(q, batch.code)  # E log sum_k exp Q(s, k) - Q(s, k_data)
     loss = 0.5 * q_loss + args.conservatism * penalty  # CQL Eq. 1: 1/2 TD error + alpha penalty
     return loss, {"losses/q": q_loss, "losses/penalty": penalty, "charts/q": data_q.mean()}
 
 
 # --- acting ---
-def log_policy(args: Args, learner: Learner, obs: Tensor) -> Tensor:
-    """log pi(k|s) of every code: (B, obs_dim) -> (B, K)"""
-    return F.log_softmax(learner.q(obs), dim=1)  # the penalty makes softmax(Q) a policy near the data's
-
-
 def make_act(args: Args, vqvae: VQVAE, learner: Learner, spaces: d4rl.Spaces):
     """The policy as a function of raw observations, one or a batch: NumPy in, NumPy out."""
-    random = np.random.default_rng(1000 * args.seed)  # as the first episode of evaluation
+    random = np.random.default_rng(1000 * args.seed)  # of act alone; evaluation brings its own
 
     @torch.no_grad()
     def act(observation: np.ndarray, uniform: np.ndarray | None = None) -> np.ndarray:
@@ -242,8 +242,8 @@ def main(args: Args) -> float:
     run = runs.Run(SCRIPT, args, spaces)
 
     train(args, run, "quantizer", vqvae, learner, data)
-    # Encode the data set once. From here on the quantizer is frozen: if a code changed its meaning,
-    # what Q has learned about it would be wrong.
+    # Encode the data set once. From here on nothing moves the quantizer: if a code changed its
+    # meaning, what the learner has learned about it would be wrong.
     data = data._replace(code=vqvae.encode(data.obs, data.action))
     train(args, run, "learner", vqvae, learner, data)
 
@@ -253,8 +253,7 @@ def main(args: Args) -> float:
     return score
 
 
-# --- plumbing, the same in every script ---
-SCRIPT = Path(__file__).stem
+# --- settings ---
 ROBOTS = ("hopper", "halfcheetah", "walker2d")
 SETTINGS = {  # how an env-id begins: its own defaults on the command line; a later line wins
     "maze2d-large-demos": dict(vqvae_steps=3000, steps=4000, eval_every=2000),
@@ -265,12 +264,13 @@ SETTINGS = {  # how an env-id begins: its own defaults on the command line; a la
     "kitchen": dict(codebook_size=64),
     "robomimic": dict(reward_scale=100.0, eval_every=10_000, eval_episodes=50),
 }
-LIMITS = {  # of numbers; where none is given, counts start at 1 and other numbers at 0
-    "seed": (0, 1e9),
-    "discount": (0, 1),
-    "reward_shift": (-1e9, 1e9),
-}
+# Lowest and highest value, both allowed; where none is given, counts start at 1 and other numbers at 0.
+LIMITS = {"seed": (0, 1e9), "discount": (0, 1), "reward_shift": (-1e9, 1e9)}
 ACTING = ("acting",)  # what --evaluate may change of how the policy acts
+
+
+# --- plumbing, the same in every script ---
+SCRIPT = Path(__file__).stem
 
 
 def load_data(args: Args) -> tuple[Transitions, d4rl.Spaces]:

@@ -4,8 +4,8 @@
     stage 2   Q, V and pi_beta learn on codes:  pi(k|s) ~ pi_beta(k|s) exp((Q(s,k) - V(s)) / lambda)
     acting    choose a code with pi, decode it in the current state
 
-The method: from "stage 1" to "main". What is under "plumbing" is the same in every script; skip it.
-Symbols: s state (obs), a action, k code, K codebook_size, B batch, N data set, Q' target network, pi
+The method: from "stage 1" to "main". "Plumbing" is the same in every script; skip it.
+Symbols: s state (obs), a action, k code, K codebook_size, B batch, N data set, Qbar target network, pi
 policy, pi_beta behaviour policy, gamma discount, tau expectile, lambda temperature.
 Explained in docs/saq_iql.md. SAQ: Luo et al. 2023, arXiv 2310.11731. IQL: Kostrikov et al. 2021, 2110.06169.
 
@@ -45,7 +45,7 @@ class Args:
     target_rate: float = 0.005  # share of the weights that the target network takes over per update
     reward_shift: float = 0.0  # added to every reward, before the scale
     reward_scale: float = 1.0  # every reward is multiplied by this
-    normalize_rewards: bool = False  # and by 1000 / (best - worst return of the data), as IQL does
+    normalize_rewards: bool = False  # multiply them by 1000 / (best - worst return of the data) too
 
     # --- quantizer ---
     quantizer_from: str = ""  # take the quantizer of the run in this folder instead of training one
@@ -61,7 +61,7 @@ class Args:
     env_id: str = "maze2d-large-demos-v0"  # task: the d4rl package has its environment and its data
     dataset_path: str = ""  # an HDF5 file in D4RL's or robomimic's format, not the task's own
     seed: int = 0  # of weights, batches and evaluation episodes
-    acting: Literal["greedy", "sample", "mean"] = "sample"  # which code; mean: of all actions
+    acting: Literal["greedy", "sample", "mean"] = "sample"  # likeliest code, drawn, mean of all
     eval_every: int = 5_000  # updates between two evaluations, each with a checkpoint
     eval_episodes: int = 20  # episodes per evaluation
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
@@ -111,17 +111,17 @@ class Learner(nn.Module):
         self.q = mlp(obs_dim, *hidden, args.codebook_size)  # Q(s, .): one output per code
         self.v = mlp(obs_dim, *hidden, 1)  # V(s)
         self.behaviour = mlp(obs_dim, *hidden, args.codebook_size)  # logits of pi_beta(.|s)
-        self.q_target = copy.deepcopy(self.q).requires_grad_(False)  # Q'
+        self.q_target = copy.deepcopy(self.q).requires_grad_(False)  # Qbar
 
     @torch.no_grad()
     def move_target(self, rate: float):
-        """Q' <- (1 - rate) Q' + rate Q, after every gradient step."""
+        """Qbar <- (1 - rate) Qbar + rate Q, after every gradient step."""
         for slow, fast in zip(self.q_target.parameters(), self.q.parameters(), strict=True):
             slow.lerp_(fast, rate)
 
 
 def expectile_loss(error: Tensor, expectile: float) -> Tensor:
-    """IQL Eq. 5: mean of |tau - 1(u < 0)| u^2, u = Q - V: weight tau if Q > V, else 1 - tau."""
+    """IQL Eq. 5: mean of |tau - 1(u < 0)| u^2, weight tau where u = Q - V > 0, else 1 - tau."""
     return ((expectile - (error < 0).float()).abs() * error.pow(2)).mean()
 
 
@@ -136,22 +136,6 @@ def closed_form_policy(advantage: Tensor, log_behaviour: Tensor, temperature: fl
     return F.log_softmax(advantage / temperature + log_behaviour, dim=1)
 
 
-def learner_loss(args: Args, learner: Learner, batch: Transitions) -> tuple[Tensor, dict]:
-    """Loss and metrics of a batch. The networks share no weights: the sum trains each alone."""
-    code = batch.code[:, None]  # (B, 1)
-    with torch.no_grad():
-        target_q = learner.q_target(batch.obs).gather(1, code).squeeze(1)  # Q'(s, k)
-        next_v = learner.v(batch.next_obs).squeeze(1)  # V(s')
-    q = learner.q(batch.obs).gather(1, code).squeeze(1)  # Q(s, k)
-    v = learner.v(batch.obs).squeeze(1)  # V(s)
-    v_loss = expectile_loss(target_q - v, args.expectile)  # E |tau - 1(u < 0)| u^2, u = Q' - V
-    q_loss = td_loss(q, batch.reward, batch.terminal, next_v, args.discount)  # E (r + gamma V' - Q)^2
-    behaviour_loss = F.cross_entropy(learner.behaviour(batch.obs), batch.code)  # -log pi_beta(k|s)
-    metrics = {"losses/v": v_loss, "losses/q": q_loss, "losses/behaviour": behaviour_loss}
-    return v_loss + q_loss + behaviour_loss, metrics | {"charts/q": q.mean()}
-
-
-# --- acting ---
 def log_policy(args: Args, learner: Learner, obs: Tensor) -> Tensor:
     """log pi(k|s) of every code: (B, obs_dim) -> (B, K)"""
     advantage = learner.q(obs) - learner.v(obs)  # V cancels in the softmax: Q would do
@@ -159,9 +143,29 @@ def log_policy(args: Args, learner: Learner, obs: Tensor) -> Tensor:
     return closed_form_policy(advantage, log_behaviour, args.temperature)
 
 
+def learner_loss(args: Args, learner: Learner, batch: Transitions) -> tuple[Tensor, dict]:
+    """Loss and metrics of a batch. The networks share no weights: the sum trains each alone.
+
+    V follows the better of the data's codes (an expectile of Qbar), Q follows V: no max over codes that
+    the data lacks, whose values nothing corrects.
+    """
+    code = batch.code[:, None]  # (B, 1)
+    with torch.no_grad():
+        target_q = learner.q_target(batch.obs).gather(1, code).squeeze(1)  # Qbar(s, k)
+        next_v = learner.v(batch.next_obs).squeeze(1)  # V(s')
+    q = learner.q(batch.obs).gather(1, code).squeeze(1)  # Q(s, k)
+    v = learner.v(batch.obs).squeeze(1)  # V(s)
+    v_loss = expectile_loss(target_q - v, args.expectile)  # E |tau - 1(u < 0)| u^2, u = Qbar - V
+    q_loss = td_loss(q, batch.reward, batch.terminal, next_v, args.discount)  # E (r + gamma V(s') - Q)^2
+    behaviour_loss = F.cross_entropy(learner.behaviour(batch.obs), batch.code)  # -log pi_beta(k|s)
+    metrics = {"losses/v": v_loss, "losses/q": q_loss, "losses/behaviour": behaviour_loss}
+    return v_loss + q_loss + behaviour_loss, metrics | {"charts/q": q.mean()}
+
+
+# --- acting ---
 def make_act(args: Args, vqvae: VQVAE, learner: Learner, spaces: d4rl.Spaces):
     """The policy as a function of raw observations, one or a batch: NumPy in, NumPy out."""
-    random = np.random.default_rng(1000 * args.seed)  # as the first episode of evaluation
+    random = np.random.default_rng(1000 * args.seed)  # of act alone; evaluation brings its own
 
     @torch.no_grad()
     def act(observation: np.ndarray, uniform: np.ndarray | None = None) -> np.ndarray:
@@ -242,8 +246,8 @@ def main(args: Args) -> float:
     run = runs.Run(SCRIPT, args, spaces)
 
     train(args, run, "quantizer", vqvae, learner, data)
-    # Encode the data set once. From here on the quantizer is frozen: if a code changed its meaning,
-    # what Q has learned about it would be wrong.
+    # Encode the data set once. From here on nothing moves the quantizer: if a code changed its
+    # meaning, what the learner has learned about it would be wrong.
     data = data._replace(code=vqvae.encode(data.obs, data.action))
     train(args, run, "learner", vqvae, learner, data)
 
@@ -253,8 +257,7 @@ def main(args: Args) -> float:
     return score
 
 
-# --- plumbing, the same in every script ---
-SCRIPT = Path(__file__).stem
+# --- settings ---
 ROBOTS = ("hopper", "halfcheetah", "walker2d")
 SETTINGS = {  # how an env-id begins: its own defaults on the command line; a later line wins
     "maze2d-large-demos": dict(vqvae_steps=3000, steps=4000, eval_every=2000),
@@ -264,14 +267,14 @@ SETTINGS = {  # how an env-id begins: its own defaults on the command line; a la
     "antmaze": dict(reward_scale=100.0, expectile=0.9, temperature=1.0, eval_episodes=100),
     "robomimic": dict(reward_scale=100.0, eval_every=10_000, eval_episodes=50),
 }
-LIMITS = {  # of numbers; where none is given, counts start at 1 and other numbers at 0
-    "seed": (0, 1e9),
-    "discount": (0, 1),
-    "reward_shift": (-1e9, 1e9),
-    "expectile": (0, 1),
-    "temperature": (1e-6, 1e9),
-}
+# Lowest and highest value, both allowed; where none is given, counts start at 1 and other numbers at 0.
+LIMITS = {"seed": (0, 1e9), "discount": (0, 1), "reward_shift": (-1e9, 1e9)}
+LIMITS |= {"expectile": (0, 1), "temperature": (1e-6, 1e9)}
 ACTING = ("acting", "temperature")  # what --evaluate may change of how the policy acts
+
+
+# --- plumbing, the same in every script ---
+SCRIPT = Path(__file__).stem
 
 
 def load_data(args: Args) -> tuple[Transitions, d4rl.Spaces]:

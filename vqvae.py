@@ -27,10 +27,10 @@ class VQVAE(nn.Module):
         codebook_size: K, the number of codes.
         embedding_dim: D, the size of a code's vector.
         hidden_dim: width of the two hidden layers of encoder and decoder.
-        form: how the codebook learns. "ema": each code moves to the running mean of the embeddings that chose
-            it (van den Oord et al. 2017, Appendix A.1). "paper": by the gradient of Eq. 11 to the letter,
-            squared norms summed over D. "official": the same with means over D, as in the authors' code.
-        revive: move a code that is (almost) never chosen onto an embedding of the batch.
+        form: how the codebook learns. "ema": each vector moves to the running mean of the embeddings that
+            chose it (van den Oord et al. 2017, Appendix A.1). "official": by gradient, as in the authors'
+            code. "paper": by gradient, Eq. 11 to the letter: norms summed over D, in the others means.
+        revive: move the vector of a code that is (almost) never chosen onto an embedding of the batch.
         condition_on_obs: False hides the state from encoder and decoder (the paper's Table 3).
     """
 
@@ -79,25 +79,25 @@ class VQVAE(nn.Module):
         embedding = self.encoder(self._join(obs, action))  # e(s, a)
         code = self._nearest(embedding)  # k
         quantized = self.codebook[code]  # e_k
-        # Straight through: the decoder sees e_k, the encoder receives e_k's gradient.
+        # Straight through: argmin has no gradient, so e(s, a) gets the one that arrives at e_k.
         straight_through = embedding + (quantized - embedding).detach()
-        # -log p(a | s, e_k) = ||a - a~||^2, a Gaussian decoder: summed over the action's dimensions.
+        # -log p(a | s, e_k) = ||a - a~||^2 up to constants; summed over the action's dimensions.
         reconstruction = (self.decoder(self._join(obs, straight_through)) - action).pow(2).sum(1).mean()
-        # ||e(s, a) - sg[e_k]||^2: the encoder stays near the code that it chose.
+        # ||e(s, a) - sg[e_k]||^2: the encoder stays near the vector that it chose.
         commitment = (embedding - quantized.detach()).pow(2).sum(1).mean() / self.divisor
         loss = reconstruction + commitment
-        if self.form != "ema":  # ||sg[e(s, a)] - e_k||^2: the code follows by gradient, not in move_codebook
+        if self.form != "ema":  # ||sg[e(s, a)] - e_k||^2: the vector follows by gradient
             loss = loss + (embedding.detach() - quantized).pow(2).sum(1).mean() / self.divisor
         return loss, {"vqvae/reconstruction": reconstruction, "vqvae/commitment": commitment}, embedding, code
 
     @torch.no_grad()
     def move_codebook(self, embedding: Tensor, code: Tensor, decay: float = 0.99):
-        """After a gradient step, with what `loss` returned: codes follow their embeddings, dead ones move."""
+        """After a gradient step, with what `loss` returned: vectors follow embeddings, dead ones revive."""
         chosen = F.one_hot(code, len(self.codebook)).to(embedding.dtype)  # (B, K)
         self.usage.lerp_(chosen.mean(0), 1 - decay)
         self.usage_times_mean.lerp_(chosen.T @ embedding / len(embedding), 1 - decay)
         if self.form == "ema":
-            mean = self.usage_times_mean / self.usage[:, None]  # (K, D)
+            mean = self.usage_times_mean / self.usage[:, None]  # (K, D): of the embeddings that chose k
             self.codebook.copy_(torch.where(self.usage[:, None] > 1e-6, mean, self.codebook))
         if self.revive:
             share = 1 / len(self.codebook)

@@ -4,8 +4,8 @@
     stage 2   the learner of saq_bc.py, saq_cql.py or saq_iql.py, on these codes
     acting    choose a code with pi, take its candidate in the current state
 
-The method: from "stage 1" to "main". What is under "plumbing" is the same in every script; skip it.
-Explained in docs/baselines.md. Aquadem: Dadashi et al. 2022, arXiv 2110.10149.
+"Plumbing" is the same in every script; skip it. Explained in docs/baselines.md.
+Aquadem: Dadashi et al. 2022, arXiv 2110.10149.
 
     python baselines/aquadem.py --env-id hopper-medium-expert-v2
 """
@@ -44,7 +44,7 @@ class Args:
     target_rate: float = 0.005  # share of the weights that the target network takes over per update
     reward_shift: float = 0.0  # added to every reward, before the scale
     reward_scale: float = 1.0  # every reward is multiplied by this
-    normalize_rewards: bool = False  # and by 1000 / (best - worst return of the data), as IQL does
+    normalize_rewards: bool = False  # multiply them by 1000 / (best - worst return of the data) too
 
     # --- quantizer ---
     quantizer_steps: int = 50_000  # gradient updates
@@ -56,7 +56,7 @@ class Args:
     env_id: str = "maze2d-large-demos-v0"  # task: the d4rl package has its environment and its data
     dataset_path: str = ""  # an HDF5 file in D4RL's or robomimic's format, not the task's own
     seed: int = 0  # of weights, batches and evaluation episodes
-    acting: Literal["greedy", "sample", "mean"] = "sample"  # which code; mean: of all actions
+    acting: Literal["greedy", "sample", "mean"] = "sample"  # likeliest code, drawn, mean of all
     eval_every: int = 5_000  # updates between two evaluations, each with a checkpoint
     eval_episodes: int = 20  # episodes per evaluation
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
@@ -94,14 +94,13 @@ class Quantizer(nn.Module):
     def __init__(self, args: Args, obs_dim: int, action_dim: int):
         super().__init__()
         self.torso = nn.Linear(obs_dim, args.hidden_dim)
-        sizes = args.hidden_dim, args.hidden_dim, action_dim
-        self.heads = nn.ModuleList([mlp(*sizes) for _ in range(args.num_candidates)])
+        heads = [mlp(args.hidden_dim, args.hidden_dim, action_dim) for _ in range(args.num_candidates)]
+        self.heads = nn.ModuleList(heads)
 
     def forward(self, obs: Tensor, dropout: float = 0.0) -> Tensor:
         """All candidates: (B, obs_dim) -> (B, K, A). Units are dropped in training only."""
         hidden = F.dropout(F.relu(self.torso(F.dropout(obs, dropout))), dropout)
-        hidden = [F.dropout(head[:2](hidden), dropout) for head in self.heads]
-        return torch.stack([head[2](x) for head, x in zip(self.heads, hidden, strict=True)], dim=1)
+        return torch.stack([head[2](F.dropout(head[:2](hidden), dropout)) for head in self.heads], dim=1)
 
     @torch.no_grad()
     def encode(self, obs: Tensor, action: Tensor) -> Tensor:
@@ -139,13 +138,20 @@ class Learner(nn.Module):  # behaviour cloning needs pi_beta alone, CQL Q alone
         self.q = mlp(obs_dim, *hidden, args.num_candidates)  # Q(s, .): one output per code
         self.v = mlp(obs_dim, *hidden, 1)  # V(s)
         self.behaviour = mlp(obs_dim, *hidden, args.num_candidates)  # logits of pi_beta(.|s)
-        self.q_target = copy.deepcopy(self.q).requires_grad_(False)  # Q'
+        self.q_target = copy.deepcopy(self.q).requires_grad_(False)  # Qbar
 
     @torch.no_grad()
     def move_target(self, rate: float):
-        """Q' <- (1 - rate) Q' + rate Q, after every gradient step."""
+        """Qbar <- (1 - rate) Qbar + rate Q, after every gradient step."""
         for slow, fast in zip(self.q_target.parameters(), self.q.parameters(), strict=True):
             slow.lerp_(fast, rate)
+
+
+def log_policy(args: Args, learner: Learner, obs: Tensor) -> Tensor:
+    """log pi(k|s) of every code: (B, obs_dim) -> (B, K)"""
+    q, behaviour = learner.q(obs), learner.behaviour(obs)  # log pi_beta up to a constant, which cancels
+    logits = {"bc": behaviour, "cql": q, "iql": q / args.temperature + behaviour}[args.learner]
+    return F.log_softmax(logits, dim=1)
 
 
 def learner_loss(args: Args, learner: Learner, batch: Transitions) -> tuple[Tensor, dict]:
@@ -154,12 +160,12 @@ def learner_loss(args: Args, learner: Learner, batch: Transitions) -> tuple[Tens
     q, v = learner.q(batch.obs), learner.v(batch.obs).squeeze(1)  # Q(s, .), V(s): (B, K), (B,)
     data_q = q.gather(1, code).squeeze(1)  # Q(s, k)
     with torch.no_grad():
-        target_q = learner.q_target(batch.obs).gather(1, code).squeeze(1)  # Q'(s, k)
+        target_q = learner.q_target(batch.obs).gather(1, code).squeeze(1)  # Qbar(s, k)
         next_v = learner.v(batch.next_obs).squeeze(1)  # V(s')
-        if args.learner == "cql":  # E_{k ~ softmax(Q)} Q'(s', k), exact
+        if args.learner == "cql":  # E_{k ~ softmax(Q)} Qbar(s', k), exact
             next_v = (learner.q(batch.next_obs).softmax(1) * learner.q_target(batch.next_obs)).sum(1)
         target = batch.reward + args.discount * (1 - batch.terminal) * next_v
-    q_loss = (target - data_q).pow(2).mean()  # E (r + gamma (1 - done) V' - Q)^2
+    q_loss = (target - data_q).pow(2).mean()  # E (r + gamma (1 - done) V(s') - Q)^2
     v_loss = ((args.expectile - (target_q < v).float()).abs() * (target_q - v).pow(2)).mean()  # IQL Eq. 5
     behaviour_loss = F.cross_entropy(learner.behaviour(batch.obs), batch.code)  # -log pi_beta(k|s)
     penalty = F.cross_entropy(q, batch.code)  # log sum_k exp Q(s, k) - Q(s, k_data): SAQ Eq. 12
@@ -174,19 +180,9 @@ def learner_loss(args: Args, learner: Learner, batch: Transitions) -> tuple[Tens
 
 
 # --- acting ---
-def log_policy(args: Args, learner: Learner, obs: Tensor) -> Tensor:
-    """log pi(k|s) of every code: (B, obs_dim) -> (B, K)"""
-    logits = learner.behaviour(obs)  # bc: pi_beta
-    if args.learner == "cql":
-        logits = learner.q(obs)  # softmax(Q)
-    elif args.learner == "iql":
-        logits = learner.q(obs) / args.temperature + logits  # Q / lambda + log pi_beta + a constant
-    return F.log_softmax(logits, dim=1)
-
-
 def make_act(args: Args, quantizer: Quantizer, learner: Learner, spaces: d4rl.Spaces):
     """The policy as a function of raw observations, one or a batch: NumPy in, NumPy out."""
-    random = np.random.default_rng(1000 * args.seed)  # as the first episode of evaluation
+    random = np.random.default_rng(1000 * args.seed)  # of act alone; evaluation brings its own
 
     @torch.no_grad()
     def act(observation: np.ndarray, uniform: np.ndarray | None = None) -> np.ndarray:
@@ -265,8 +261,8 @@ def main(args: Args) -> float:
     run = runs.Run(SCRIPT, args, spaces)
 
     train(args, run, "quantizer", quantizer, learner, data)
-    # Encode the data set once. From here on the quantizer is frozen: if a code changed its meaning,
-    # what Q has learned about it would be wrong.
+    # Encode the data set once. From here on nothing moves the quantizer: if a code changed its
+    # meaning, what the learner has learned about it would be wrong.
     data = data._replace(code=quantizer.encode(data.obs, data.action))
     train(args, run, "learner", quantizer, learner, data)
 
@@ -276,8 +272,7 @@ def main(args: Args) -> float:
     return score
 
 
-# --- plumbing, the same in every script ---
-SCRIPT = Path(__file__).stem
+# --- settings ---
 ROBOTS = ("hopper", "halfcheetah", "walker2d")
 SETTINGS = {  # how an env-id begins: its own defaults on the command line; a later line wins
     "maze2d-large-demos": dict(quantizer_steps=3000, steps=4000, eval_every=2000),
@@ -287,9 +282,14 @@ SETTINGS = {  # how an env-id begins: its own defaults on the command line; a la
     "antmaze": dict(reward_shift=-0.5, reward_scale=4.0, expectile=0.9, temperature=0.04, eval_episodes=100),
     "robomimic": dict(reward_scale=100.0, eval_every=10_000, eval_episodes=50),
 }
-LIMITS = {"seed": (0, 1e9), "discount": (0, 1), "reward_shift": (-1e9, 1e9), "expectile": (0, 1)}
-LIMITS |= {"temperature": (1e-6, 1e9), "softmin": (1e-9, 1e9), "dropout": (0, 0.99)}  # else from 0 or 1
+# Lowest and highest value, both allowed; where none is given, counts start at 1 and other numbers at 0.
+LIMITS = {"seed": (0, 1e9), "discount": (0, 1), "reward_shift": (-1e9, 1e9)}
+LIMITS |= {"expectile": (0, 1), "temperature": (1e-6, 1e9), "softmin": (1e-9, 1e9), "dropout": (0, 0.99)}
 ACTING = ("acting", "temperature")  # what --evaluate may change of how the policy acts
+
+
+# --- plumbing, the same in every script ---
+SCRIPT = Path(__file__).stem
 
 
 def load_data(args: Args) -> tuple[Transitions, d4rl.Spaces]:

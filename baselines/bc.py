@@ -2,7 +2,7 @@
 
     policy    a Gaussian around tanh of a mean, fitted by likelihood; acting: tanh of its mean
 
-The method: from "learner" to "main". What is under "plumbing" is the same in every script; skip it.
+The method: from "learner" to "main". "Plumbing" is the same in every script; skip it.
 Explained in docs/baselines.md.
 
     python baselines/bc.py --env-id hopper-medium-expert-v2
@@ -165,8 +165,7 @@ def main(args: Args) -> float:
     return score
 
 
-# --- plumbing, the same in every script ---
-SCRIPT = Path(__file__).stem
+# --- settings ---
 ROBOTS = ("hopper", "halfcheetah", "walker2d")
 SETTINGS = {  # how an env-id begins: its own defaults on the command line; a later line wins
     "maze2d-large-demos": dict(steps=4000, eval_every=2000),
@@ -174,10 +173,13 @@ SETTINGS = {  # how an env-id begins: its own defaults on the command line; a la
     "antmaze": dict(eval_episodes=100),
     "robomimic": dict(eval_every=10_000, eval_episodes=50),
 }
-LIMITS = {  # of numbers; where none is given, counts start at 1 and other numbers at 0
-    "seed": (0, 1e9),
-}
+# Lowest and highest value, both allowed; where none is given, counts start at 1 and other numbers at 0.
+LIMITS = {"seed": (0, 1e9)}
 ACTING = ()  # what --evaluate may change of how the policy acts
+
+
+# --- plumbing, the same in every script ---
+SCRIPT = Path(__file__).stem
 
 
 def load_data(args: Args) -> tuple[Transitions, d4rl.Spaces]:

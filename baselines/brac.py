@@ -4,7 +4,7 @@
     stage 2   pi maximises E_pi [Q + beta log pi_beta - alpha log pi]: the expectation, a sum over codes in
               saq_brac.py, is the mean of a few sampled actions
 
-The method: from "learner" to "main". What is under "plumbing" is the same in every script; skip it.
+The method: from "learner" to "main". "Plumbing" is the same in every script; skip it.
 Explained in docs/baselines.md. BRAC: Wu et al. 2019, arXiv 1911.11361.
 
     python baselines/brac.py --env-id hopper-medium-expert-v2
@@ -44,7 +44,7 @@ class Args:
     target_rate: float = 0.005  # share of the weights that the target network takes over per update
     reward_shift: float = 0.0  # added to every reward, before the scale
     reward_scale: float = 1.0  # every reward is multiplied by this
-    normalize_rewards: bool = False  # and by 1000 / (best - worst return of the data), as IQL does
+    normalize_rewards: bool = False  # multiply them by 1000 / (best - worst return of the data) too
 
     # --- experiment ---
     env_id: str = "maze2d-large-demos-v0"  # task: the d4rl package has its environment and its data
@@ -85,13 +85,13 @@ class Learner(nn.Module):
         super().__init__()
         hidden = args.hidden_dim, args.hidden_dim
         self.q = nn.ModuleList([mlp(obs_dim + action_dim, *hidden, 1) for _ in range(2)])  # Q(s, a)
-        self.q_target = copy.deepcopy(self.q).requires_grad_(False)  # Q'
+        self.q_target = copy.deepcopy(self.q).requires_grad_(False)  # Qbar
         self.policy = mlp(obs_dim, *hidden, 2 * action_dim)  # mean, log std per action dimension
         self.behaviour = mlp(obs_dim, *hidden, 2 * action_dim)  # of pi_beta
 
     @torch.no_grad()
     def move_target(self, rate: float):
-        """Q' <- (1 - rate) Q' + rate Q, after every gradient step."""
+        """Qbar <- (1 - rate) Qbar + rate Q, after every gradient step."""
         for slow, fast in zip(self.q_target.parameters(), self.q.parameters(), strict=True):
             slow.lerp_(fast, rate)
 
@@ -155,7 +155,7 @@ def learner_loss(args: Args, learner: Learner, batch: Transitions) -> tuple[Tens
     learner.q.requires_grad_(False)  # the policy's loss trains the policy alone
     value, charts = regularised_value(learner, learner.q, batch.obs, n, beta, alpha)
     learner.q.requires_grad_(True)
-    q_loss = td_loss(q, batch.reward, batch.terminal, next_v, args.discount)  # E (r + gamma V' - Q)^2
+    q_loss = td_loss(q, batch.reward, batch.terminal, next_v, args.discount)  # E (r + gamma V(s') - Q)^2
     policy_loss = -value.mean()  # -E_pi [Q + beta log pi_beta - alpha log pi]
     metrics = {"losses/q": q_loss, "losses/policy": policy_loss}
     return q_loss + policy_loss, metrics | charts | {"charts/q": q.mean()}
@@ -243,8 +243,7 @@ def main(args: Args) -> float:
     return score
 
 
-# --- plumbing, the same in every script ---
-SCRIPT = Path(__file__).stem
+# --- settings ---
 ROBOTS = ("hopper", "halfcheetah", "walker2d")
 SETTINGS = {  # how an env-id begins: its own defaults on the command line; a later line wins
     "maze2d-large-demos": dict(behaviour_steps=2000, steps=4000, eval_every=2000),
@@ -253,12 +252,13 @@ SETTINGS = {  # how an env-id begins: its own defaults on the command line; a la
     "antmaze": dict(reward_scale=100.0, eval_episodes=100),
     "robomimic": dict(eval_every=10_000, eval_episodes=50),
 }
-LIMITS = {  # of numbers; where none is given, counts start at 1 and other numbers at 0
-    "seed": (0, 1e9),
-    "discount": (0, 1),
-    "reward_shift": (-1e9, 1e9),
-}
+# Lowest and highest value, both allowed; where none is given, counts start at 1 and other numbers at 0.
+LIMITS = {"seed": (0, 1e9), "discount": (0, 1), "reward_shift": (-1e9, 1e9)}
 ACTING = ()  # what --evaluate may change of how the policy acts
+
+
+# --- plumbing, the same in every script ---
+SCRIPT = Path(__file__).stem
 
 
 def load_data(args: Args) -> tuple[Transitions, d4rl.Spaces]:

@@ -4,7 +4,7 @@
               codes in saq_cql.py, is estimated from sampled actions
     policy    tanh of a Gaussian; acting: tanh of its mean
 
-The method: from "learner" to "main". What is under "plumbing" is the same in every script; skip it.
+The method: from "learner" to "main". "Plumbing" is the same in every script; skip it.
 Explained in docs/baselines.md. CQL: Kumar et al. 2020, arXiv 2006.04779. SAC: 1812.05905.
 
     python baselines/cql.py --env-id hopper-medium-expert-v2
@@ -45,7 +45,7 @@ class Args:
     target_rate: float = 0.005  # share of the weights that the target network takes over per update
     reward_shift: float = 0.0  # added to every reward, before the scale
     reward_scale: float = 1.0  # every reward is multiplied by this
-    normalize_rewards: bool = False  # and by 1000 / (best - worst return of the data), as IQL does
+    normalize_rewards: bool = False  # multiply them by 1000 / (best - worst return of the data) too
 
     # --- experiment ---
     env_id: str = "maze2d-large-demos-v0"  # task: the d4rl package has its environment and its data
@@ -86,14 +86,14 @@ class Learner(nn.Module):
         super().__init__()
         hidden = args.hidden_dim, args.hidden_dim
         self.q = nn.ModuleList([mlp(obs_dim + action_dim, *hidden, 1) for _ in range(2)])  # Q(s, a)
-        self.q_target = copy.deepcopy(self.q).requires_grad_(False)  # Q'
+        self.q_target = copy.deepcopy(self.q).requires_grad_(False)  # Qbar
         self.policy = mlp(obs_dim, *hidden, 2 * action_dim)  # mean, log std per action dimension
         log_temperature = torch.tensor(args.temperature).log()
         self.log_temperature = nn.Parameter(log_temperature, requires_grad=args.learn_temperature)
 
     @torch.no_grad()
     def move_target(self, rate: float):
-        """Q' <- (1 - rate) Q' + rate Q, after every gradient step."""
+        """Qbar <- (1 - rate) Qbar + rate Q, after every gradient step."""
         for slow, fast in zip(self.q_target.parameters(), self.q.parameters(), strict=True):
             slow.lerp_(fast, rate)
 
@@ -146,11 +146,11 @@ def learner_loss(args: Args, learner: Learner, batch: Transitions) -> tuple[Tens
     uniform = torch.empty_like(next_x).uniform_(-1, 1)
     with torch.no_grad():
         tried = next_x[:, : n if args.max_backup else 1].tanh()
-        next_v = values(learner.q_target, batch.next_obs, tried).amin(0).amax(1)  # Q'(s', a')
+        next_v = values(learner.q_target, batch.next_obs, tried).amin(0).amax(1)  # Qbar(s', a')
     actions = torch.cat([batch.action[:, None], uniform, x.detach().tanh(), next_x.tanh()], dim=1)
     q = values(learner.q, batch.obs, actions)  # (critics, B, 1 + 3 n)
     data_q = q[:, :, 0]  # Q(s, a) of the data
-    q_loss = td_loss(data_q, batch.reward, batch.terminal, next_v, args.discount)  # E (r + gamma V' - Q)^2
+    q_loss = td_loss(data_q, batch.reward, batch.terminal, next_v, args.discount)  # E (r + gamma V(s') - Q)^2
     log_uniform = torch.full_like(next_log_pi, -action_dim * np.log(2))
     log_densities = torch.cat([log_uniform, log_pi.detach(), next_log_pi], dim=1)  # (B, 3 n)
     penalty = conservative_loss(q[:, :, 1:], log_densities, data_q)  # E log int exp Q da - Q(s, a)
@@ -235,8 +235,7 @@ def main(args: Args) -> float:
     return score
 
 
-# --- plumbing, the same in every script ---
-SCRIPT = Path(__file__).stem
+# --- settings ---
 ROBOTS = ("hopper", "halfcheetah", "walker2d")
 SETTINGS = {  # how an env-id begins: its own defaults on the command line; a later line wins
     "maze2d-large-demos": dict(steps=4000, eval_every=2000),
@@ -244,13 +243,14 @@ SETTINGS = {  # how an env-id begins: its own defaults on the command line; a la
     "antmaze": dict(reward_shift=-0.5, reward_scale=4.0, max_backup=True, eval_episodes=100),
     "robomimic": dict(reward_scale=100.0, eval_every=10_000, eval_episodes=50),
 }
-LIMITS = {  # of numbers; where none is given, counts start at 1 and other numbers at 0
-    "seed": (0, 1e9),
-    "discount": (0, 1),
-    "reward_shift": (-1e9, 1e9),
-    "temperature": (1e-6, 1e9),
-}
+# Lowest and highest value, both allowed; where none is given, counts start at 1 and other numbers at 0.
+LIMITS = {"seed": (0, 1e9), "discount": (0, 1), "reward_shift": (-1e9, 1e9)}
+LIMITS |= {"temperature": (1e-6, 1e9)}
 ACTING = ()  # what --evaluate may change of how the policy acts
+
+
+# --- plumbing, the same in every script ---
+SCRIPT = Path(__file__).stem
 
 
 def load_data(args: Args) -> tuple[Transitions, d4rl.Spaces]:

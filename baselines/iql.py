@@ -4,7 +4,7 @@
     policy    a Gaussian around tanh of a mean, fitted to the data weighted by exp(A(s,a) / lambda), where
               saq_iql.py has a closed form; acting: tanh of its mean
 
-The method: from "learner" to "main". What is under "plumbing" is the same in every script; skip it.
+The method: from "learner" to "main". "Plumbing" is the same in every script; skip it.
 Explained in docs/baselines.md. IQL: Kostrikov et al. 2021, arXiv 2110.06169.
 
     python baselines/iql.py --env-id hopper-medium-expert-v2
@@ -42,7 +42,7 @@ class Args:
     target_rate: float = 0.005  # share of the weights that the target network takes over per update
     reward_shift: float = 0.0  # added to every reward, before the scale
     reward_scale: float = 1.0  # every reward is multiplied by this
-    normalize_rewards: bool = False  # and by 1000 / (best - worst return of the data), as IQL does
+    normalize_rewards: bool = False  # multiply them by 1000 / (best - worst return of the data) too
 
     # --- experiment ---
     env_id: str = "maze2d-large-demos-v0"  # task: the d4rl package has its environment and its data
@@ -83,7 +83,7 @@ class Learner(nn.Module):
         super().__init__()
         hidden = args.hidden_dim, args.hidden_dim
         self.q = nn.ModuleList([mlp(obs_dim + action_dim, *hidden, 1) for _ in range(2)])  # Q(s, a)
-        self.q_target = copy.deepcopy(self.q).requires_grad_(False)  # Q'
+        self.q_target = copy.deepcopy(self.q).requires_grad_(False)  # Qbar
         self.v = mlp(obs_dim, *hidden, 1)  # V(s)
         per_state = args.policy_std == "state"
         self.policy = mlp(obs_dim, *hidden, action_dim * (2 if per_state else 1))  # mean [and log std]
@@ -100,7 +100,7 @@ class Learner(nn.Module):
 
     @torch.no_grad()
     def move_target(self, rate: float):
-        """Q' <- (1 - rate) Q' + rate Q, after every gradient step."""
+        """Qbar <- (1 - rate) Qbar + rate Q, after every gradient step."""
         for slow, fast in zip(self.q_target.parameters(), self.q.parameters(), strict=True):
             slow.lerp_(fast, rate)
 
@@ -134,12 +134,12 @@ def learner_loss(args: Args, learner: Learner, batch: Transitions) -> tuple[Tens
     action = batch.action[:, None]  # (B, 1, A)
     with torch.no_grad():
         next_v = learner.v(batch.next_obs).squeeze(1)  # V(s')
-        target_q = values(learner.q_target, batch.obs, action).amin(0).squeeze(1)  # Q'(s, a)
+        target_q = values(learner.q_target, batch.obs, action).amin(0).squeeze(1)  # Qbar(s, a)
     v = learner.v(batch.obs).squeeze(1)  # V(s)
     q = values(learner.q, batch.obs, action).squeeze(2)  # Q(s, a): (critics, B)
     weight = ((target_q - v.detach()) / args.temperature).exp().clamp(max=100)  # exp(A / lambda)
-    v_loss = expectile_loss(target_q - v, args.expectile)  # E |tau - 1(u < 0)| u^2, u = Q' - V
-    q_loss = td_loss(q, batch.reward, batch.terminal, next_v, args.discount)  # E (r + gamma V' - Q)^2
+    v_loss = expectile_loss(target_q - v, args.expectile)  # E |tau - 1(u < 0)| u^2, u = Qbar - V
+    q_loss = td_loss(q, batch.reward, batch.terminal, next_v, args.discount)  # E (r + gamma V(s') - Q)^2
     policy_loss = imitation_loss(*learner.gaussian(batch.obs), batch.action, weight)  # -E w log pi
     metrics = {"losses/v": v_loss, "losses/q": q_loss, "losses/policy": policy_loss}
     return v_loss + q_loss + policy_loss, metrics | {"charts/q": q.mean(), "charts/weight": weight.mean()}
@@ -216,8 +216,7 @@ def main(args: Args) -> float:
     return score
 
 
-# --- plumbing, the same in every script ---
-SCRIPT = Path(__file__).stem
+# --- settings ---
 ROBOTS = ("hopper", "halfcheetah", "walker2d")
 SETTINGS = {  # how an env-id begins: its own defaults on the command line; a later line wins
     "maze2d-large-demos": dict(steps=4000, eval_every=2000),
@@ -226,14 +225,14 @@ SETTINGS = {  # how an env-id begins: its own defaults on the command line; a la
     "antmaze": dict(reward_shift=-1.0, expectile=0.9, temperature=0.1, eval_episodes=100),
     "robomimic": dict(reward_scale=100.0, eval_every=10_000, eval_episodes=50),
 }
-LIMITS = {  # of numbers; where none is given, counts start at 1 and other numbers at 0
-    "seed": (0, 1e9),
-    "discount": (0, 1),
-    "reward_shift": (-1e9, 1e9),
-    "expectile": (0, 1),
-    "temperature": (1e-6, 1e9),
-}
+# Lowest and highest value, both allowed; where none is given, counts start at 1 and other numbers at 0.
+LIMITS = {"seed": (0, 1e9), "discount": (0, 1), "reward_shift": (-1e9, 1e9)}
+LIMITS |= {"expectile": (0, 1), "temperature": (1e-6, 1e9)}
 ACTING = ()  # what --evaluate may change of how the policy acts
+
+
+# --- plumbing, the same in every script ---
+SCRIPT = Path(__file__).stem
 
 
 def load_data(args: Args) -> tuple[Transitions, d4rl.Spaces]:
