@@ -165,7 +165,7 @@ def visit_math(self, node):
     except LatexError as error:
         logger.warning("formula %r: %s", node.astext(), error, location=node, type="math")
         formula = ""
-    # What browsers draw badly: a \big) with an exponent wants a row of its own, bars and primes are too small.
+    # What browsers draw badly: a \big) with an exponent wants a row of its own, bars and primes are small.
     formula = re.sub(r"(<m(?:sub|sup|subsup)>)(<mo [^>]*minsize.*?</mo>)", r"\1<mrow>\2</mrow>", formula)
     formula = formula.replace("¯", "‾")
     prime = "<mo lspace='0' rspace='0'>′</mo>"
