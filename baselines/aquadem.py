@@ -339,7 +339,7 @@ def load(folder: str, args: Args | None = None, **changes):
     It runs on the CPU. `changes` are flags that --evaluate may change, such as acting="greedy".
     """
     saved = runs.read_run(folder, SCRIPT, Args, stage="learner")
-    args = args or Args(**{**saved["args"], "device": "cpu", **changes})
+    args = args or runs.change(Args, saved["args"], ACTING, changes)
     spaces = d4rl.Spaces(*(array.to(args.device) for array in saved["spaces"]))
     quantizer, learner = make_models(args, spaces)
     quantizer.load_state_dict(saved["stages"]["quantizer"]["model"])

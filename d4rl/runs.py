@@ -14,6 +14,7 @@ from dataclasses import asdict, fields, replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import torch
 import tyro
@@ -58,7 +59,7 @@ def parse_args(cls, script: str, settings: dict, limits: dict, play: tuple = (),
     args = tyro.cli(cls, args=argv, default=cls(**defaults | fixed))
     for name, value in asdict(args).items():
         flag = f"--{name.replace('_', '-')} is {value}"
-        if value != fixed.get(name, value):
+        if name in fixed and value != fixed[name]:
             raise UsageError(f"{flag}, but {fixed[name]} in {folder}, and has to stay so; leave the flag out.")
         low, high = limits.get(name, (1 if isinstance(value, int) else 0, 1e9))
         if type(value) in (int, float) and not low <= value <= high:
@@ -67,6 +68,21 @@ def parse_args(cls, script: str, settings: dict, limits: dict, play: tuple = (),
         raise UsageError("--device cuda needs a GPU that PyTorch can use, and there is none; use --device cpu.")
     auto = "cuda" if torch.cuda.is_available() else "cpu"
     return replace(args, device=auto if args.device == "auto" else args.device)
+
+
+def change(cls, args: dict, play: tuple, changes: dict):
+    """The arguments `args` of a finished run as an instance of `cls`, on the CPU, with `changes` to them.
+
+    Raises:
+        UsageError: a change of what --evaluate may not change (`PLAY` and `play`), or to an unknown choice.
+    """
+    for name, value in changes.items():
+        if name not in PLAY | set(play):
+            raise UsageError(f"{name} is no argument that a trained policy can change; leave it out.")
+        choices = get_args(get_type_hints(cls)[name])
+        if choices and value not in choices:
+            raise UsageError(f"{name} is {value!r}; it has to be one of {', '.join(choices)}.")
+    return cls(**{**args, "device": "cpu", **changes})
 
 
 # --- folder ---
