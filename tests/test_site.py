@@ -111,6 +111,12 @@ def test_every_formula_is_drawn(site, pages):
         assert pages[site / "docs" / f"{name}.html"].formulas > 0 or "$" not in source
 
 
+def test_nothing_is_left_to_fill_in(site, pages):
+    for path, page in pages.items():
+        found = re.findall(r"PLACEHOLDER|TODO|\b[A-Z]+_[A-Z]+\b", page.text)
+        assert not found, f"{path.relative_to(site)}: {found}"
+
+
 @pytest.fixture
 def small(tmp_path):
     """A tree of two pages, with the site's settings."""
