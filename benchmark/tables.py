@@ -208,16 +208,6 @@ def paper() -> dict[str, dict[str, dict[str, float]]]:
     return tables
 
 
-def paper_averages() -> str:
-    """Tables 1 and 2: the averages of each domain."""
-    rows = []
-    for task, scores in (paper()["1"] | paper()["2"]).items():
-        if task.endswith(" average"):
-            cells = [f"{scores[method]:g}" if method in scores else "–" for method in METHODS]
-            rows.append([task.removesuffix(" average"), *cells])
-    return table(["domain", *METHODS], rows)
-
-
 def paper_table(tasks: dict[str, dict[str, float]], runs: Runs) -> str:
     """A table of the paper; below each task that was run here, our final means."""
     methods, rows = list(next(iter(tasks.values()))), []
