@@ -35,7 +35,7 @@ class Args:
     # --- SAQ-BRAC ---
     behaviour_weight: float = 3.0  # beta: weight of log pi_beta in the critic's target and pi's loss
     entropy_weight: float = 3.0  # alpha: weight of the policy's entropy in its loss
-    target_entropy: bool = True  # the target has the entropy too (BRAC's KL); off: SAQ Eq. 3
+    target_entropy: bool = True  # the critic's target has the entropy too; off: SAQ Eq. 3
 
     # --- learner ---
     steps: int = 30_000  # gradient updates
@@ -82,7 +82,7 @@ class Transitions(NamedTuple):
     action: Tensor  # (N, action_dim)
     reward: Tensor  # (N,)
     next_obs: Tensor  # (N, obs_dim)
-    terminal: Tensor  # (N,): 1 where the environment ended the episode; a time-out is no end
+    terminal: Tensor  # (N,): 1 where the environment ended the episode; 0 at time-outs, if kept at all
     code: Tensor  # (N,): the action's code; -1 until stage 1 is done
 
 
@@ -94,7 +94,7 @@ def quantizer_loss(args: Args, vqvae: VQVAE, batch: Transitions):
 
 @torch.no_grad()
 def measure_quantizer(vqvae: VQVAE, data: Transitions, heldout: Tensor) -> dict[str, float]:
-    """How many codes the data set uses, and ||a - a~||^2 on rows that training does not see."""
+    """Codes in use (collapse: perplexity far below K), ||a - a~||^2 on rows not trained on."""
     code = vqvae.encode(data.obs, data.action)  # (N,)
     share = torch.bincount(code, minlength=len(vqvae.codebook)) / len(code)  # (K,)
     error = vqvae.decode(data.obs[heldout], code[heldout]) - data.action[heldout]
@@ -253,7 +253,7 @@ def main(args: Args) -> float:
     vqvae, learner = make_models(args, spaces)
     run = runs.Run(SCRIPT, args, spaces)
 
-    train(args, run, "quantizer", vqvae, learner, data)
+    train(args, run, "quantizer", vqvae, learner, data)  # nothing left to do with --quantizer-from
     # Encode the data set once. From here on nothing moves the quantizer: if a code changed its
     # meaning, what the learner has learned about it would be wrong.
     data = data._replace(code=vqvae.encode(data.obs, data.action))

@@ -81,7 +81,7 @@ class Transitions(NamedTuple):
     action: Tensor  # (N, action_dim)
     reward: Tensor  # (N,)
     next_obs: Tensor  # (N, obs_dim)
-    terminal: Tensor  # (N,): 1 where the environment ended the episode; a time-out is no end
+    terminal: Tensor  # (N,): 1 where the environment ended the episode; 0 at time-outs, if kept at all
     code: Tensor  # (N,): the action's code; -1 until stage 1 is done
 
 
@@ -93,7 +93,7 @@ def quantizer_loss(args: Args, vqvae: VQVAE, batch: Transitions):
 
 @torch.no_grad()
 def measure_quantizer(vqvae: VQVAE, data: Transitions, heldout: Tensor) -> dict[str, float]:
-    """How many codes the data set uses, and ||a - a~||^2 on rows that training does not see."""
+    """Codes in use (collapse: perplexity far below K), ||a - a~||^2 on rows not trained on."""
     code = vqvae.encode(data.obs, data.action)  # (N,)
     share = torch.bincount(code, minlength=len(vqvae.codebook)) / len(code)  # (K,)
     error = vqvae.decode(data.obs[heldout], code[heldout]) - data.action[heldout]
@@ -241,7 +241,7 @@ def main(args: Args) -> float:
     vqvae, learner = make_models(args, spaces)
     run = runs.Run(SCRIPT, args, spaces)
 
-    train(args, run, "quantizer", vqvae, learner, data)
+    train(args, run, "quantizer", vqvae, learner, data)  # nothing left to do with --quantizer-from
     # Encode the data set once. From here on nothing moves the quantizer: if a code changed its
     # meaning, what the learner has learned about it would be wrong.
     data = data._replace(code=vqvae.encode(data.obs, data.action))

@@ -75,7 +75,7 @@ class Transitions(NamedTuple):
     action: Tensor  # (N, action_dim)
     reward: Tensor  # (N,)
     next_obs: Tensor  # (N, obs_dim)
-    terminal: Tensor  # (N,): 1 where the environment ended the episode; a time-out is no end
+    terminal: Tensor  # (N,): 1 where the environment ended the episode; 0 at time-outs, if kept at all
     code: Tensor  # (N,): the action's code; -1 until stage 1 is done
 
 
@@ -119,7 +119,7 @@ def quantizer_loss(args: Args, quantizer: Quantizer, batch: Transitions) -> tupl
 
 @torch.no_grad()
 def measure_quantizer(quantizer: Quantizer, data: Transitions, heldout: Tensor) -> dict[str, float]:
-    """How many codes the data set uses, and min_k ||psi_k(s) - a||^2 on rows that training does not see."""
+    """Codes in use (collapse: perplexity far below K), min_k ||psi_k(s) - a||^2 on rows not trained on."""
     code = quantizer.encode(data.obs, data.action)  # (N,)
     share = torch.bincount(code, minlength=len(quantizer.heads)) / len(code)  # (K,)
     distance = (quantizer(data.obs[heldout]) - data.action[heldout][:, None]).pow(2).sum(2)

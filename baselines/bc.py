@@ -56,7 +56,7 @@ class Transitions(NamedTuple):
     action: Tensor  # (N, action_dim)
     reward: Tensor  # (N,)
     next_obs: Tensor  # (N, obs_dim)
-    terminal: Tensor  # (N,): 1 where the environment ended the episode; a time-out is no end
+    terminal: Tensor  # (N,): 1 where the environment ended the episode; 0 at time-outs, if kept at all
 
 
 # --- learner ---

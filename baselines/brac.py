@@ -32,7 +32,7 @@ class Args:
     num_draws: int = 4  # actions drawn for an expectation over the policy
     behaviour_weight: float = 3.0  # beta: weight of log pi_beta in the critic's target and pi's loss
     entropy_weight: float = 3.0  # alpha: weight of the policy's entropy in its loss
-    target_entropy: bool = True  # the target has the entropy too (BRAC's KL); off: SAQ Eq. 3
+    target_entropy: bool = True  # the critic's target has the entropy too; off: SAQ Eq. 3
 
     # --- learner ---
     steps: int = 30_000  # gradient updates
@@ -68,7 +68,7 @@ class Transitions(NamedTuple):
     action: Tensor  # (N, action_dim)
     reward: Tensor  # (N,)
     next_obs: Tensor  # (N, obs_dim)
-    terminal: Tensor  # (N,): 1 where the environment ended the episode; a time-out is no end
+    terminal: Tensor  # (N,): 1 where the environment ended the episode; 0 at time-outs, if kept at all
 
 
 # --- learner ---
