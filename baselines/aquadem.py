@@ -104,7 +104,7 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, obs: Tensor, action: Tensor) -> Tensor:
-        """The nearest candidate of each action: (N, obs_dim), (N, A) -> (N,); N may be a whole dataset."""
+        """The nearest candidate of each action: (N, obs_dim), (N, A) -> (N,); N may be large."""
         parts = zip(obs.split(4096), action.split(4096), strict=True)
         return torch.cat([(self(s) - a[:, None]).pow(2).sum(2).argmin(1) for s, a in parts])
 
@@ -119,7 +119,7 @@ def quantizer_loss(args: Args, quantizer: Quantizer, batch: Transitions) -> tupl
 
 @torch.no_grad()
 def measure_quantizer(quantizer: Quantizer, data: Transitions, heldout: Tensor) -> dict[str, float]:
-    """Codes in use (collapse: perplexity far below K), min_k ||psi_k(s) - a||^2 on rows not trained on."""
+    """Codes in use, and min_k ||psi_k(s) - a||^2 on rows that training does not see."""
     code = quantizer.encode(data.obs, data.action)  # (N,)
     share = torch.bincount(code, minlength=len(quantizer.heads)) / len(code)  # (K,)
     distance = (quantizer(data.obs[heldout]) - data.action[heldout][:, None]).pow(2).sum(2)
