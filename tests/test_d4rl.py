@@ -202,6 +202,7 @@ def test_episode_returns():
 def test_locomotion_is_v4(env_id, v4):
     ours, theirs, spec = gymnasium.make(env_id), gymnasium.make(v4), d4rl.task(env_id)
     assert ours.observation_space.shape == (spec.observation_size,)
+    assert spec.max_episode_steps == theirs.spec.max_episode_steps
     np.testing.assert_array_equal([ours.action_space.low, ours.action_space.high], d4rl.action_bounds(env_id))
     np.testing.assert_array_equal(ours.reset(seed=5)[0], theirs.reset(seed=5)[0])
     rng = np.random.default_rng(0)
