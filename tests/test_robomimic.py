@@ -281,6 +281,20 @@ def test_returns_do_not_depend_on_the_number_of_processes():
         workers[0].receive()
 
 
+def test_the_time_limit_ends_an_episode():
+    """Of pen, whose open hand holds it for 100 steps: here and in a worker."""
+    calls = []
+
+    def still(observations, uniform):
+        calls.append(len(observations))
+        assert len(calls) <= 200
+        return np.zeros((1, 24))
+
+    here = evaluation._play_here([gymnasium.make("pen-human-v1")], still, [1], seed=0)
+    workers = [evaluation._Worker("pen-human-v1", None)]
+    assert evaluation._play_spread(workers, still, [1], seed=0) == here and len(calls) == 200
+
+
 def test_a_worker_that_fails_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("D4RL_PROCESSES", "1")
     with pytest.raises(d4rl.DatasetError, match="recorded in Lift"):
