@@ -84,6 +84,7 @@ def test_ant_starts_and_goals(maze):
     others = np.delete(noise, range(3, 7), axis=1)  # x, y, z and the joints
     assert (np.abs(others).max(axis=0) > 0.095).all() and np.abs(others).max() <= 0.1
     np.testing.assert_allclose(others.std(axis=0), 0.1 / np.sqrt(3), atol=0.005)
+    np.testing.assert_allclose(np.corrcoef(others.T), np.eye(11), atol=0.15)
     np.testing.assert_allclose(np.linalg.norm(starts[:, 3:7], axis=1), 1, atol=1e-12)
     assert (np.abs(starts[:, 4:7] / starts[:, 3:4]).max(axis=0) > 0.09).all()
     np.testing.assert_allclose(starts[:, 15:].std(axis=0), 0.1, atol=0.01)
