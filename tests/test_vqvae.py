@@ -1,4 +1,4 @@
-"""The quantizer: nearest codes, straight-through gradients, and how each form of the codebook moves.
+"""The quantizer: nearest codes, straight-through gradients, its loss by hand, how the codebook moves.
 
 `vqvae` is a global of this file: test_mutations.py puts altered copies in its place.
 """
@@ -9,44 +9,34 @@ import torch
 
 import vqvae
 
+FORMS = ["paper", "official", "ema"]
 
-def quantizer(obs_dim=3, action_dim=2, codes=8, **options):
+
+def quantizer(codes=8, **options):
     torch.manual_seed(0)
-    return vqvae.VQVAE(obs_dim, action_dim, codes, embedding_dim=4, hidden_dim=16, **options)
+    return vqvae.VQVAE(3, 2, codes, embedding_dim=4, hidden_dim=16, **options)
 
 
-def pairs(rows, obs_dim=3, action_dim=2):
+def pairs(rows):
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(rows, obs_dim, generator=generator), torch.randn(rows, action_dim, generator=generator)
+    return torch.randn(rows, 3, generator=generator), torch.randn(rows, 2, generator=generator)
 
 
-def snapshot(model):
+def state(model):
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def identity_quantizer(codebook, **options):
-    """The embedding is the action itself."""
-    model = vqvae.VQVAE(1, 2, len(codebook), embedding_dim=2, condition_on_obs=False, **options)
-    model.encoder = torch.nn.Identity()
-    with torch.no_grad():
-        model.codebook.copy_(torch.tensor(codebook))
-        model.embedding_sum.copy_(model.codebook / len(codebook))
-    return model
-
-
-# --- networks ---
 def test_mlp():
     net = vqvae.mlp(3, 5, 7, 2)
     assert [type(layer).__name__ for layer in net] == ["Linear", "ReLU", "Linear", "ReLU", "Linear"]
-    assert [tuple(layer.weight.shape) for layer in net if hasattr(layer, "weight")] == [(5, 3), (7, 5), (2, 7)]
+    assert [tuple(layer.weight.shape) for layer in net[::2]] == [(5, 3), (7, 5), (2, 7)]
 
 
 # --- codes ---
-def test_nearest_code_equals_brute_force():
+def test_encode_is_the_nearest_vector():
     model, (obs, action) = quantizer(codes=50), pairs(500)
     embedding = model.encoder(torch.cat([obs, action], 1)).detach().numpy()
-    codebook = model.codebook.detach().numpy()
-    distances = ((embedding[:, None] - codebook[None]) ** 2).sum(2)  # (N, K)
+    distances = ((embedding[:, None] - model.codebook.detach().numpy()) ** 2).sum(2)  # (N, K)
     assert len(np.unique(distances.argmin(1))) > 3
     np.testing.assert_array_equal(model.encode(obs, action), distances.argmin(1))
 
@@ -60,20 +50,13 @@ def test_encode_more_rows_than_one_part():
     assert torch.equal(codes, torch.cat(parts))
 
 
-def test_decode():
-    model, (obs, action) = quantizer(), pairs(6)
-    decoded = model.decode(obs, model.encode(obs, action))
-    assert decoded.shape == (6, 2)
-    codes = torch.tensor([0, 1, 2, 3, 4, 5])
-    inputs = torch.cat([obs, model.codebook[codes]], 1)
-    torch.testing.assert_close(model.decode(obs, codes), model.decoder(inputs))
-
-
-def test_what_is_decoded_in_training_is_what_acts():
+def test_decode_is_what_training_decodes():
     model, (obs, action) = quantizer(), pairs(20)
-    error = model.decode(obs, model.encode(obs, action)) - action
-    _, terms = model.loss(obs, action)
-    assert terms["vqvae/reconstruction"].item() == pytest.approx(error.pow(2).sum(1).mean().item(), rel=1e-5)
+    code = model.encode(obs, action)
+    decoded = model.decode(obs, code)
+    torch.testing.assert_close(decoded, model.decoder(torch.cat([obs, model.codebook[code]], 1)))
+    reconstruction = model.loss(obs, action)[1]["vqvae/reconstruction"].item()
+    assert reconstruction == pytest.approx((decoded - action).pow(2).sum(1).mean().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("condition_on_obs", [True, False])
@@ -85,127 +68,111 @@ def test_condition_on_obs(condition_on_obs):
     assert not torch.equal(model.encode(obs, action + 1), code)
 
 
-# --- gradients ---
-def test_straight_through():
-    """The encoder receives the gradient of the reconstruction at the code, as if it had said the code itself."""
-    model, (obs, action) = quantizer(form="paper"), pairs(5)
-    seen = []
-    hook = model.encoder.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    _, terms = model.loss(obs, action)
-    hook.remove()
-    reconstruction, parameters = terms["vqvae/reconstruction"], [*model.encoder.parameters(), model.codebook]
-    at_embedding, *others = torch.autograd.grad(reconstruction, [*seen, *parameters], allow_unused=True)
-    assert others.pop() is None  # the reconstruction does not move the codes
-    assert all(gradient.abs().max() > 0 for gradient in others)
-    code = model.codebook[model.encode(obs, action)].detach().requires_grad_()
-    assert not torch.allclose(code, seen[0])
-    (model.decoder(torch.cat([obs, code], 1)) - action).pow(2).sum(1).mean().backward()
-    torch.testing.assert_close(at_embedding, code.grad)
-
-
-@pytest.mark.parametrize("form", ["paper", "official", "ema"])
-def test_who_moves_whom(form):
-    model, (obs, action) = quantizer(form=form), pairs(5)
-    _, terms = model.loss(obs, action)
-    encoder, codebook = list(model.encoder.parameters()), model.codebook
-    by_commitment = torch.autograd.grad(terms["vqvae/commitment"], encoder, retain_graph=True)
-    assert all(gradient.abs().max() > 0 for gradient in by_commitment)
+# --- the loss ---
+@pytest.mark.parametrize("form", FORMS)
+def test_quantizer_loss(form):
+    """Linear maps in place of the networks; the embeddings are [2, 1] and [0.5, 0], the codes 1 and 0."""
+    scale, weight = {"paper": (1, 2), "official": (0.5, 2), "ema": (0.5, 1)}[form]
+    model = vqvae.VQVAE(1, 2, codebook_size=3, embedding_dim=2, form=form)
+    model.encoder, model.decoder = torch.nn.Linear(3, 2, bias=False), torch.nn.Linear(3, 2)
+    with torch.no_grad():
+        model.encoder.weight.copy_(torch.tensor([[1.0, 1, 0], [0, 0, 2]]))
+        model.decoder.weight.copy_(torch.tensor([[1.0, 1, 0], [0, 0, 1]]))
+        model.decoder.bias.copy_(torch.tensor([0.0, -1]))
+        model.codebook.copy_(torch.tensor([[0.0, 0], [3, 1], [10, 10]]))
+    before = state(model)
+    obs, action = torch.tensor([[1.0], [0.0]]), torch.tensor([[1.0, 0.5], [0.5, 0.0]])
+    loss, metrics, embedding, code = model.loss(obs, action)
+    assert embedding.tolist() == [[2, 1], [0.5, 0]] and code.tolist() == [1, 0]
+    # The decoder says [1 + 3, 1 - 1] and [0, -1]; the squared distances to the vectors are 1 and 0.25.
+    reconstruction, distance = (3**2 + 0.5**2 + 0.5**2 + 1**2) / 2, scale * (1 + 0.25) / 2
+    assert {name: metric.item() for name, metric in metrics.items()} == pytest.approx(
+        {"vqvae/reconstruction": reconstruction, "vqvae/commitment": distance}
+    )
+    assert loss.item() == pytest.approx(reconstruction + weight * distance)  # "ema" moves the codebook apart
+    loss.backward()
+    # Reconstruction: the decoder's first weights pass its gradient on as it is, straight to the encoder.
+    step = np.array([[3.0, -0.5], [-0.5, -1.0]])  # (2 / B) * error
+    pull = scale * np.array([[-1.0, 0.0], [0.5, 0.0]])  # (2 / B) * (embedding - vector), from the commitment
+    inputs = np.array([[1.0, 1.0, 0.5], [0.0, 0.5, 0.0]])  # (B, obs and action)
+    np.testing.assert_allclose(model.encoder.weight.grad, (step + pull).T @ inputs, rtol=1e-6)
     if form == "ema":
-        assert not codebook.requires_grad and not terms["vqvae/codebook"].requires_grad
-        return
-    for term, expected in [("codebook", True), ("commitment", False)]:
-        gradients = torch.autograd.grad(
-            terms[f"vqvae/{term}"], [codebook, *encoder], allow_unused=True, retain_graph=True
-        )
-        assert [gradient is not None for gradient in gradients] == [expected] + [not expected] * len(encoder)
-
-
-def test_paper_sums_where_the_official_code_averages():
-    obs, action = pairs(30)
-    paper, official = (quantizer(form=form).loss(obs, action) for form in ("paper", "official"))
-    for name, factor in [("reconstruction", 1), ("codebook", 4), ("commitment", 4)]:  # D = 4
-        assert paper[1][f"vqvae/{name}"].item() == pytest.approx(factor * official[1][f"vqvae/{name}"].item())
-    assert paper[0].item() == pytest.approx(sum(term.item() for term in paper[1].values()))
-    assert official[0].item() == pytest.approx(sum(term.item() for term in official[1].values()))
+        assert not model.codebook.requires_grad and model.codebook.grad is None
+    else:  # the codebook's own term alone moves the vectors
+        np.testing.assert_allclose(model.codebook.grad, -np.array([pull[1], pull[0], [0, 0]]), rtol=1e-6)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())  # it is pure
 
 
 # --- the codebook's own movement ---
-ACTIONS = torch.tensor([[1.0, 0.0], [3.0, 0.0], [9.0, 10.0], [0.0, 2.0]])  # codes 0, 0, 2, 0 of the codebook below
 CODEBOOK = [[0.0, 0.0], [-50.0, 0.0], [10.0, 10.0]]
+ACTIONS = torch.tensor([[1.0, 0.0], [3.0, 0.0], [9.0, 10.0], [0.0, 2.0]])  # their codes: 0, 0, 2, 0
 
 
-def test_ema_moves_codes_to_the_running_mean():
-    model = identity_quantizer(CODEBOOK, form="ema", revive=False)
-    obs = torch.zeros(4, 1)
-    assert model.encode(obs, ACTIONS).tolist() == [0, 0, 2, 0]
-    model.loss(obs, ACTIONS)
+def moved(model, actions=ACTIONS, times=1):
+    """The codebook after `move_codebook`; the embedding is the action itself."""
+    model.encoder = torch.nn.Identity()
+    with torch.no_grad():
+        model.codebook.copy_(torch.tensor(CODEBOOK))
+        model.usage_times_mean.copy_(model.usage[:, None] * model.codebook)
+    for _ in range(times):
+        _, _, embedding, code = model.loss(torch.zeros(len(actions), 1), actions)
+        model.move_codebook(embedding, code)
+    return model.codebook.detach().numpy().copy()
+
+
+def flat(**options):
+    return vqvae.VQVAE(1, 2, 3, embedding_dim=2, condition_on_obs=False, **options)
+
+
+def test_ema_moves_vectors_to_the_running_mean():
+    model = flat(revive=False)
+    codebook = moved(model)
     usage = 0.99 / 3 + 0.01 * np.array([3 / 4, 0, 1 / 4])
     sums = 0.99 * np.array(CODEBOOK) / 3 + 0.01 * np.array([[4, 2], [0, 0], [9, 10]]) / 4
     np.testing.assert_allclose(model.usage, usage, rtol=1e-6)
-    np.testing.assert_allclose(model.embedding_sum, sums, rtol=1e-5)
-    np.testing.assert_allclose(model.codebook, sums / usage[:, None], rtol=1e-5)
-    np.testing.assert_allclose(model.codebook[1], CODEBOOK[1], rtol=1e-5)  # never chosen: stays
-    for _ in range(2000):
-        model.loss(obs, ACTIONS)
-    np.testing.assert_allclose(model.codebook[[0, 2]], [[4 / 3, 2 / 3], [9, 10]], atol=1e-4)
-    assert torch.isfinite(model.codebook).all()
+    np.testing.assert_allclose(model.usage_times_mean, sums, rtol=1e-5)
+    np.testing.assert_allclose(codebook, sums / usage[:, None], rtol=1e-5)
+    np.testing.assert_allclose(codebook[1], CODEBOOK[1], rtol=1e-5)  # never chosen: stays
+    codebook = moved(model, times=2000)  # its usage is 0 by then
+    np.testing.assert_allclose(codebook[[0, 2]], [[4 / 3, 2 / 3], [9, 10]], atol=1e-4)
+    assert np.isfinite(codebook).all()
 
 
-@pytest.mark.parametrize("form", ["paper", "official", "ema"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("revive", [True, False])
 def test_dead_codes_are_revived(form, revive):
-    model = identity_quantizer(CODEBOOK, form=form, revive=revive)
-    with torch.no_grad():
-        model.usage[1] = 0.03  # below a tenth of 1 / K = 0.333
-        model.embedding_sum[1] = 0.03 * model.codebook[1]
-    model.loss(torch.zeros(4, 1), ACTIONS)
+    model = flat(form=form, revive=revive)
+    model.usage[1] = 0.03  # below a tenth of 1 / K = 0.333
+    codebook = moved(model)
+    np.testing.assert_allclose(codebook[1], ACTIONS[1] if revive else CODEBOOK[1], rtol=1e-5)
     if revive:
-        np.testing.assert_allclose(model.codebook.detach()[1], ACTIONS[1])
         assert model.usage[1].item() == pytest.approx(1 / 3)
-        np.testing.assert_allclose(model.embedding_sum[1], ACTIONS[1] / 3)
-    else:
-        np.testing.assert_allclose(model.codebook.detach()[1], CODEBOOK[1], rtol=1e-5)
-    np.testing.assert_allclose(model.codebook.detach()[2], CODEBOOK[2], rtol=0.02)  # alive: not replaced
+        np.testing.assert_allclose(model.usage_times_mean[1], ACTIONS[1] / 3)
+    np.testing.assert_allclose(codebook[2], CODEBOOK[2], rtol=0.02)  # alive: not replaced
     assert model.usage[2].item() == pytest.approx(0.99 / 3 + 0.01 / 4)
 
 
 def test_revival_in_a_batch_smaller_than_the_codebook():
-    model = identity_quantizer(CODEBOOK, form="paper", revive=True)
+    model = flat(form="paper")
     model.usage[2] = 0.01
-    model.loss(torch.zeros(2, 1), ACTIONS[:2])
-    np.testing.assert_allclose(model.codebook.detach()[2], ACTIONS[0])
+    np.testing.assert_allclose(moved(model, ACTIONS[:2])[2], ACTIONS[0])
 
 
-@pytest.mark.parametrize("form", ["paper", "official", "ema"])
-def test_eval_mode_moves_nothing(form):
-    model, (obs, action) = quantizer(form=form), pairs(20)
-    model.usage[3] = 0  # dead
-    before = snapshot(model)
-    model.eval()
-    model.loss(obs, action)
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    model.train()
-    model.encode(obs, action)
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    model.loss(obs, action)
-    assert not torch.equal(before["codebook"], model.codebook)
-
-
-@pytest.mark.parametrize("form", ["paper", "official", "ema"])
+@pytest.mark.parametrize("form", FORMS)
 def test_training_on_a_toy_set(form):
-    """Eight actions, turned by the state: few hundred updates find them."""
+    """Eight actions, turned by the state: a few hundred updates find them."""
     generator = torch.Generator().manual_seed(0)
     angle = torch.randint(8, (512,), generator=generator) * torch.pi / 4
     obs = torch.randn(512, 3, generator=generator)
     action = torch.stack([angle.cos(), angle.sin()], 1) + 0.3 * obs[:, :2]
-    model = quantizer(codes=12, form=form)
+    model, errors = quantizer(codes=12, form=form), []
     optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=3e-3)
-    first = None
     for _ in range(400):
-        loss, terms = model.loss(obs, action)
-        first = first or terms["vqvae/reconstruction"].item()
+        loss, metrics, embedding, code = model.loss(obs, action)
+        errors.append(metrics["vqvae/reconstruction"].item())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert first > 0.9 and terms["vqvae/reconstruction"].item() < 0.15 * first
+        model.move_codebook(embedding, code)
+    assert errors[0] > 0.9 and errors[-1] < 0.15 * errors[0]
     assert len(model.encode(obs, action).unique()) >= 7
