@@ -305,36 +305,48 @@ def collapse():
 
 
 # --- docs/images/curves_*.svg: one per learner ---
-CURVES = {  # script: its columns beside the score, (column, title)
-    "saq_bc": ("losses/policy", "cross-entropy of the code"),
-    "saq_cql": ("losses/penalty", "penalty"),
-    "saq_iql": ("charts/q", "mean Q of the data"),
-    "saq_brac": ("charts/entropy", "entropy of the policy"),
+CURVES = {  # script: (column, its title), and for comparison (script, column, label)
+    "saq_bc": ("losses/policy", "cross-entropy of the code", None),
+    "saq_cql": ("losses/penalty", "penalty", ("saq_bc", "losses/policy", "SAQ-BC: cross-entropy")),
+    "saq_iql": ("charts/q", "mean Q of the data's codes", None),
+    "saq_brac": (
+        "charts/entropy",
+        "entropy of the policy",
+        ("saq_brac", "losses/behaviour", r"cross-entropy of $\pi_\beta$"),
+    ),
 }
+
+
+def read_lines(script: str, column: str) -> tuple[list[float], np.ndarray]:
+    """Updates, and the column of all seeds: (seeds, evaluations)."""
+    metrics = [read_metrics(learner_run(script, seed), "learner") for seed in SEEDS]
+    return [row["step"] for row in metrics[0]], np.array([[row[column] for row in one] for one in metrics])
 
 
 def curves():
     """Score and one other metric over the updates, a line per seed and their mean."""
     figures, rows = {}, []
-    for script, (column, title) in CURVES.items():
+    for script, (column, title, other) in CURVES.items():
         figure, axes = plt.subplots(1, 2, figsize=(7.2, 2.6))
-        metrics = [read_metrics(learner_run(script, seed), "learner") for seed in SEEDS]
         for panel, key, name in zip(axes, ("eval/score", column), ("score", title), strict=True):
-            lines = np.array([[row[key] for row in one] for one in metrics])  # (seeds, evaluations)
-            steps = [row["step"] for row in metrics[0]]
+            steps, lines = read_lines(script, key)
             panel.plot(steps, lines.T, color=BLUE, lw=0.9, alpha=0.4)
-            panel.plot(steps, lines.mean(0), color=BLUE, lw=2)
+            panel.plot(steps, lines.mean(0), color=BLUE, lw=2, label=title)
             panel.set_title(name, size=10, color=INK)
             panel.set_xlabel("updates of the learner", size=9.5)
             panel.set(xlim=(0, 4000), xticks=[0, 1000, 2000, 3000, 4000])
             panel.grid(axis="y", color=PALE, lw=0.8)
+            for seed, line in zip(SEEDS, lines, strict=True):
+                for step, number in zip(steps, line, strict=True):
+                    where = {"script": script, "seed": seed, "update": int(step), "column": key}
+                    rows.append({**where, "value": float(number)})
         axes[0].set(ylim=(0, 108), yticks=[0, 25, 50, 75, 100])
+        if other:
+            steps, lines = read_lines(*other[:2])
+            axes[1].plot(steps, lines.mean(0), color=ORANGE, lw=1.6, ls="--", label=other[2])
+            axes[1].legend(fontsize=8.5, frameon=False)
         figure.tight_layout(pad=0.4, w_pad=1.5)
         figures[f"curves_{script.removeprefix('saq_')}"] = figure
-        for seed, one in zip(SEEDS, metrics, strict=True):
-            for row in one:
-                numbers = {"score": row["eval/score"], "metric": column, "value": row[column]}
-                rows.append({"script": script, "seed": seed, "update": int(row["step"]), **numbers})
     write_csv("curves", rows)
     return figures
 
