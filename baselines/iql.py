@@ -66,7 +66,7 @@ class Transitions(NamedTuple):
     action: Tensor  # (N, action_dim)
     reward: Tensor  # (N,)
     next_obs: Tensor  # (N, obs_dim)
-    terminal: Tensor  # (N,): 1 where the environment ended the episode; 0 at time-outs, if kept at all
+    terminal: Tensor  # (N,): 1 where the environment ended the episode; time-outs: 0, or no row
 
 
 # --- learner ---
@@ -272,7 +272,7 @@ def play(args: Args) -> float:
 def load(folder: str, args: Args | None = None, **changes):
     """The policy of a finished run: `act = load("runs/NAME")`, then `action = act(observation)`.
 
-    It runs on the CPU. `changes` are flags that --evaluate may change, such as acting="greedy".
+    On the CPU, unless `args` say otherwise. `changes`: what --evaluate may change, as acting="greedy".
     """
     saved = runs.read_run(folder, SCRIPT, Args, stage="learner")
     args = args or runs.change(Args, saved["args"], ACTING, changes)
