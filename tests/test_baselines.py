@@ -1,62 +1,54 @@
-"""The losses of the continuous originals and of Aquadem: by hand, by torch.distributions, by integration with SciPy.
+"""The losses of the continuous counterparts and of Aquadem: by hand, by torch.distributions, by integration.
 
-As in test_losses.py, tests name the modules as globals, so that test_mutations.py can put altered copies there.
+As in test_losses.py, tests name the modules as globals: test_mutations.py puts altered copies there.
 """
 
 import numpy as np
 import pytest
 import torch
-from common import SCRIPTS, checkpoint, run, same
+from common import SCRIPTS, same, weights
 from scipy.integrate import dblquad, quad
 from scipy.special import logsumexp, softmax
 from scipy.stats import norm
-from test_losses import batch, check_gradient, forward, learn, tensors
+from test_losses import batch, check, check_gradient, forward, learn, make_learner, tensors
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
-
-import saq_bc
-import saq_cql
-import saq_iql
 
 baselines_aquadem, baselines_bc, baselines_brac, baselines_cql, baselines_iql = (
     SCRIPTS[f"baselines/{name}"] for name in ("aquadem", "bc", "brac", "cql", "iql")
 )
 
 
-# --- Gaussians: CQL's is squashed by tanh, those of BC and BRAC are not ---
-def test_log_density_continuous_cql():
-    torch.manual_seed(0)
-    gaussian = torch.rand(7, 6, dtype=torch.float64) * 3 - 1.5
-    mean, log_std = gaussian.chunk(2, dim=1)
-    action = torch.rand(7, 3, dtype=torch.float64) * 1.98 - 0.99
-    expected = TransformedDistribution(Normal(mean, log_std.exp()), TanhTransform()).log_prob(action).sum(1)
-    torch.testing.assert_close(baselines_cql.log_density(gaussian, action.atanh()), expected)
+def module_of(script):
+    return globals()[script.replace("/", "_")]
 
 
-@pytest.mark.parametrize("script", ["baselines/bc", "baselines/brac"])
-def test_log_density_around_tanh(script):
+# --- Gaussians: CQL's is squashed by tanh, those of BC and BRAC are around tanh of a mean ---
+@pytest.mark.parametrize("script", ["baselines/cql", "baselines/bc", "baselines/brac"])
+def test_log_density(script):
     torch.manual_seed(0)
     gaussian = torch.rand(7, 6, dtype=torch.float64) * 3 - 1.5
     mean, log_std = gaussian.chunk(2, dim=1)
     action = torch.rand(7, 3, dtype=torch.float64) * 3 - 1.5  # some outside the action space
-    expected = Normal(mean.tanh(), log_std.exp()).log_prob(action).sum(1)
-    torch.testing.assert_close(globals()[script.replace("/", "_")].log_density(gaussian, action), expected)
+    if script == "baselines/cql":
+        squashed = TransformedDistribution(Normal(mean, log_std.exp()), TanhTransform())
+        expected = squashed.log_prob(action.tanh())
+    else:
+        expected = Normal(mean.tanh(), log_std.exp()).log_prob(action)
+    torch.testing.assert_close(module_of(script).log_density(gaussian, action), expected.sum(1))
 
 
 @pytest.mark.parametrize("script", ["baselines/bc", "baselines/cql", "baselines/brac"])
 def test_log_density_bounds(script):
     """The log std stays between -5 and 2."""
-    module = globals()[script.replace("/", "_")]
-    wide = torch.tensor([[0.3, 9.0]], dtype=torch.float64), torch.tensor([[0.3, 2.0]], dtype=torch.float64)
-    narrow = torch.tensor([[0.3, -9.0]], dtype=torch.float64), torch.tensor([[0.3, -5.0]], dtype=torch.float64)
-    x = torch.tensor([[0.31]], dtype=torch.float64)
-    for outside, bound in (wide, narrow):
+    module, x = module_of(script), torch.tensor([[0.31]], dtype=torch.float64)
+    for outside, bound in ((9.0, 2.0), (-9.0, -5.0)):
+        outside, bound = (torch.tensor([[0.3, log_std]], dtype=torch.float64) for log_std in (outside, bound))
         assert module.log_density(outside, x).item() == module.log_density(bound, x).item()
-        if script == "baselines/bc":  # draws nothing
-            continue
-        torch.manual_seed(1)
-        drawn = module.draw(outside, 4)
-        torch.manual_seed(1)
-        torch.testing.assert_close(drawn, module.draw(bound, 4))
+        if script != "baselines/bc":  # which draws nothing
+            torch.manual_seed(1)
+            drawn = module.draw(outside, 4)
+            torch.manual_seed(1)
+            torch.testing.assert_close(drawn, module.draw(bound, 4))
 
 
 def test_log_density_far_out():
@@ -74,14 +66,13 @@ def test_log_density_far_out():
 
 @pytest.mark.parametrize("script", ["baselines/cql", "baselines/brac"])
 def test_draw(script):
-    module = globals()[script.replace("/", "_")]
     torch.manual_seed(0)
-    gaussian = torch.tensor([[1.0, -2.0, np.log(0.5), np.log(2.0)], [0.0, 0.0, 0.0, 0.0]], requires_grad=True)
+    gaussian = torch.tensor([[1.0, -2.0, np.log(0.5), np.log(2.0)], [0.0] * 4], requires_grad=True)
     mean, slope = np.array([[1, -2], [0, 0]]), np.ones((2, 2))
     if script == "baselines/brac":  # around tanh of the mean
         mean, slope = np.tanh(mean), 1 - np.tanh(mean) ** 2
-    x = module.draw(gaussian, 100_000)
-    assert x.shape == (2, 100_000, 2)
+    x = module_of(script).draw(gaussian, 50_000)
+    assert x.shape == (2, 50_000, 2)
     np.testing.assert_allclose(x.detach().mean(1), mean, atol=0.03)
     np.testing.assert_allclose(x.detach().std(1), [[0.5, 2], [1, 1]], atol=0.02)
     x.mean(1).sum().backward()  # d x / d log std is x - its mean
@@ -89,51 +80,52 @@ def test_draw(script):
 
 
 # --- CQL's penalty ---
-def estimated_penalty(module, q, gaussians, n, data_q):
-    """The penalty as `learner_loss` puts it together: actions of a uniform distribution and of two policies."""
-    actions = torch.rand(1, n, gaussians[0].shape[1] // 2, dtype=torch.float64) * 2 - 1
-    densities = [torch.full((1, n), -actions.shape[2] * np.log(2), dtype=torch.float64)]
-    actions = [actions]
+def estimated_penalty(q, gaussians, n, data_q):
+    """The penalty as `learner_loss` puts it together: actions of a uniform distribution and two policies."""
+    actions = [torch.rand(1, n, gaussians[0].shape[1] // 2, dtype=torch.float64) * 2 - 1]
+    densities = [torch.full((1, n), -actions[0].shape[2] * np.log(2), dtype=torch.float64)]
     for gaussian in gaussians:
-        x = module.draw(gaussian, n)
+        x = baselines_cql.draw(gaussian, n)
         actions.append(x.tanh())
-        densities.append(module.log_density(gaussian[:, None], x))
-    return module.conservative_loss(q(torch.cat(actions, 1)), torch.cat(densities, 1), torch.tensor([data_q])).item()
+        densities.append(baselines_cql.log_density(gaussian[:, None], x))
+    data_q = torch.tensor([data_q])
+    return baselines_cql.conservative_loss(q(torch.cat(actions, 1)), torch.cat(densities, 1), data_q).item()
+
+
+def gaussians(*rows):
+    return [torch.tensor([row], dtype=torch.float64) for row in rows]
 
 
 def test_estimate_converges_to_the_integral():
     """With wide policies: 1 / density of a narrow one has no variance to speak of convergence."""
     torch.manual_seed(0)
-    one = [torch.tensor([g], dtype=torch.float64) for g in ([0.5, 0.1], [-1.0, 0.5])]
     exact = np.log(quad(lambda a: np.exp(3 * np.sin(4 * a) - 2 * a * a), -1, 1)[0]) - 0.7
-    estimate = estimated_penalty(baselines_cql, lambda a: (3 * torch.sin(4 * a) - 2 * a * a)[..., 0], one, 200_000, 0.7)
+    one = gaussians([0.5, 0.1], [-1.0, 0.5])
+    estimate = estimated_penalty(lambda a: (3 * torch.sin(4 * a) - 2 * a * a)[..., 0], one, 200_000, 0.7)
     assert estimate == pytest.approx(exact, abs=0.01)
-    two = [torch.tensor([g], dtype=torch.float64) for g in ([0.5, 0.0, 0.2, 0.5], [0.0, 0.2, 0.5, 0.3])]
     exact = np.log(dblquad(lambda b, a: np.exp(2 * a - b * b + a * b), -1, 1, -1, 1)[0])
-    estimate = estimated_penalty(
-        baselines_cql, lambda a: 2 * a[..., 0] - a[..., 1] ** 2 + a[..., 0] * a[..., 1], two, 200_000, 0.0
-    )
-    assert estimate == pytest.approx(exact, abs=0.01)
-    # The same by summing over a grid of two-dimensional actions.
-    grid = np.stack(np.meshgrid(*[(np.arange(200) + 0.5) / 100 - 1] * 2), -1)
-    on_grid = logsumexp(2 * grid[..., 0] - grid[..., 1] ** 2 + grid[..., 0] * grid[..., 1]) + 2 * np.log(0.01)
-    assert on_grid == pytest.approx(exact, abs=1e-4)
+    two = gaussians([0.5, 0.0, 0.2, 0.5], [0.0, 0.2, 0.5, 0.3])
+
+    def q(a):
+        return 2 * a[..., 0] - a[..., 1] ** 2 + a[..., 0] * a[..., 1]
+
+    assert estimated_penalty(q, two, 200_000, 0.0) == pytest.approx(exact, abs=0.01)
 
 
 def test_estimate_from_few_actions_is_too_low():
     """The logarithm of a mean of few: what SAQ's exact sum is free of."""
     torch.manual_seed(0)
-    gaussians = [torch.tensor([g], dtype=torch.float64) for g in ([0.5, -1.0], [-1.0, 0.3])]
-    exact = np.log(quad(lambda a: np.exp(20 * a), -1, 1)[0])
-    few = np.mean([estimated_penalty(baselines_cql, lambda a: 20 * a[..., 0], gaussians, 2, 0.0) for _ in range(1000)])
-    assert few < exact - 0.2
+    exact, two = np.log(quad(lambda a: np.exp(20 * a), -1, 1)[0]), gaussians([0.5, -1.0], [-1.0, 0.3])
+    few = [estimated_penalty(lambda a: 20 * a[..., 0], two, 2, 0.0) for _ in range(500)]
+    assert np.mean(few) < exact - 0.2
 
 
 def test_continuous_conservative_loss():
     q = np.array([[[1.0, 2.0], [0.5, 0.0]], [[3.0, 0.0], [-1.0, 1.0]]])  # (critics, B, n)
     density, data_q = np.array([[0.5, 0.25], [1.0, 2.0]]), np.array([[0.0, 1.0], [2.0, 3.0]])
     expected = np.mean(np.log((np.exp(q) / density).mean(-1)) - data_q)
-    assert baselines_cql.conservative_loss(*tensors(q, np.log(density), data_q)).item() == pytest.approx(expected)
+    loss = baselines_cql.conservative_loss(*tensors(q, np.log(density), data_q))
+    assert loss.item() == pytest.approx(expected)
 
 
 # --- what a learner minimises ---
@@ -148,252 +140,219 @@ def check_critics(nets, obs, actions, expected):
     pairs = np.concatenate([np.repeat(obs[:, None], actions.shape[1], 1), actions], -1)
     for net, gradient in zip(nets, expected, strict=True):
         hidden = forward(net[:-1], pairs)  # (B, n, hidden)
-        np.testing.assert_allclose(net[-1].weight.grad[0], np.einsum("bn,bnh->h", gradient, hidden), atol=1e-10)
+        found = net[-1].weight.grad[0]
+        np.testing.assert_allclose(found, np.einsum("bn,bnh->h", gradient, hidden), atol=1e-10)
 
 
-def noise(args, *shapes):
-    """What the first update draws."""
-    torch.manual_seed(args.seed * 10**6 + 1)
-    return [torch.randn(*shape, dtype=torch.float64).numpy() for shape in shapes]
+def noise():
+    """What `learn` lets the loss draw: two Gaussian arrays, then a uniform one."""
+    torch.manual_seed(4)
+    first, second = (torch.randn(4, 3, 2, dtype=torch.float64).numpy() for _ in range(2))
+    return first, second, torch.empty(4, 3, 2, dtype=torch.float64).uniform_(-1, 1).numpy()
 
 
 def tanh_gaussian(output, draws):
     """(B, 4), (B, n, 2) -> x before tanh (B, n, 2), log density (B, n)"""
-    x = output[:, None, :2] + np.exp(output[:, None, 2:]) * draws
-    return x, density_at(output, x)
+    mean, std = output[:, None, :2], np.exp(output[:, None, 2:])
+    x = mean + std * draws
+    return x, (norm.logpdf(x, mean, std) - np.log(1 - np.tanh(x) ** 2)).sum(-1)
 
 
-def density_at(output, x):
-    log_normal = norm.logpdf(x, output[:, None, :2], np.exp(output[:, None, 2:]))
-    return (log_normal - np.log(1 - np.tanh(x) ** 2)).sum(-1)
-
-
-def numerical_gradient(loss, size=4):
+def numerical_gradient(loss):
     """Central differences of a loss with respect to what is added to a network's output."""
-    steps = 1e-5 * np.eye(size)
-    return np.array([(loss(step) - loss(-step)) / 2e-5 for step in steps])
+    return np.array([(loss(step) - loss(-step)) / 2e-5 for step in 1e-5 * np.eye(4)])
+
+
+@pytest.mark.parametrize("loss", ["likelihood", "squared"])
+def test_continuous_bc_learner_loss(loss):
+    nets, rows, *found = learn(baselines_bc, loss=loss)
+    mean, log_std = np.split(forward(nets.policy, rows.obs), 2, axis=1)
+    error, slope = np.tanh(mean) - rows.action, 1 - np.tanh(mean) ** 2
+    if loss == "squared":
+        expected, gradient = (error**2).sum(1), [2 * error * slope, 0 * log_std]
+    else:
+        expected = -norm.logpdf(rows.action, np.tanh(mean), np.exp(log_std)).sum(1)
+        gradient = [error * slope / np.exp(2 * log_std), 1 - (error / np.exp(log_std)) ** 2]
+    check(found, expected.mean(), losses_policy=expected.mean())
+    check_gradient(nets.policy, np.hstack(gradient) / 4)
 
 
 @pytest.mark.parametrize("max_backup", [False, True])
 def test_continuous_cql_learner_loss(max_backup):
-    changes = {"discount": 0.9, "conservatism": 3.0, "target_rate": 0.1, "max_backup": max_backup}
-    args, nets, rows, loss, metrics = learn(baselines_cql, **changes)
-    obs, next_obs = rows["observations"], rows["next_observations"]
-    output, next_output = forward(nets["policy"], obs), forward(nets["policy"], next_obs)
-    here, there = noise(args, (4, 3, 2), (4, 3, 2))
-    uniform = torch.empty(4, 3, 2, dtype=torch.float64).uniform_(-1, 1).numpy()  # drawn third
+    nets, rows, *found = learn(baselines_cql, discount=0.9, conservatism=3.0, max_backup=max_backup)
+    obs, next_obs, (here, there, uniform) = rows.obs, rows.next_obs, noise()
+    output, next_output = forward(nets.policy, obs), forward(nets.policy, next_obs)
     (x, log_pi), (next_x, next_log_pi) = tanh_gaussian(output, here), tanh_gaussian(next_output, there)
-    next_value = critics_of(nets["q_target"], next_obs, np.tanh(next_x)).min(0)
+    next_value = critics_of(nets.q_target, next_obs, np.tanh(next_x)).min(0)
     next_value = next_value.max(1) if max_backup else next_value[:, 0]
-    target = rows["rewards"] + 0.9 * (1 - rows["terminals"]) * next_value
-    actions = np.concatenate([rows["actions"][:, None], uniform, np.tanh(x), np.tanh(next_x)], 1)
-    q = critics_of(nets["q"], obs, actions)  # (2, B, 10)
+    target = rows.reward + 0.9 * (1 - rows.terminal) * next_value
+    actions = np.concatenate([rows.action[:, None], uniform, np.tanh(x), np.tanh(next_x)], 1)
+    q = critics_of(nets.q, obs, actions)  # (2, B, 10)
     weighed = q[..., 1:] - np.concatenate([np.full((4, 3), np.log(0.25)), log_pi, next_log_pi], 1)
     penalty = np.mean(logsumexp(weighed, axis=-1) - np.log(9) - q[..., 0])
-    squared = np.mean((q[..., 0] - target) ** 2)
-    temperature = np.exp(0.4)
+    q_loss, temperature, entropy = np.mean((q[..., 0] - target) ** 2), np.exp(0.4), -log_pi[:, 0].mean()
 
     def policy_loss(shift):
         x, log_pi = tanh_gaussian(output + shift, here)
-        return np.mean(temperature * log_pi[:, 0] - critics_of(nets["q"], obs, np.tanh(x[:, :1])).min(0)[:, 0])
+        return np.mean(temperature * log_pi[:, 0] - critics_of(nets.q, obs, np.tanh(x[:, :1])).min(0)[:, 0])
 
-    terms = {
-        "losses/q": squared,
-        "losses/penalty": penalty,
-        "losses/policy": policy_loss(0),
-        "charts/q": q[..., 0].mean(),
-        "charts/q_policy": critics_of(nets["q"], obs, np.tanh(x[:, :1])).min(0).mean(),
-        "charts/entropy": -log_pi[:, 0].mean(),
-        "charts/temperature": temperature,
-    }
-    assert {name: metrics[name].item() for name in metrics} == pytest.approx(terms)
-    temperature_loss = 0.4 * (-log_pi[:, 0].mean() + 2)  # the entropy's target is -2
-    assert loss == pytest.approx(0.5 * squared + 3 * penalty + policy_loss(0) + temperature_loss)
+    losses = dict(losses_q=q_loss, losses_penalty=penalty, losses_policy=policy_loss(0))
+    charts = dict(charts_q=q[..., 0].mean(), charts_entropy=entropy, charts_temperature=temperature)
+    charts["charts_q_policy"] = critics_of(nets.q, obs, np.tanh(x[:, :1])).min(0).mean()
+    loss = 0.5 * q_loss + 3 * penalty + policy_loss(0) + 0.4 * (entropy + 2)  # the entropy's target is -2
+    check(found, loss, **losses, **charts)
     gradient = 3 / 8 * softmax(weighed, axis=-1)
     gradient = np.concatenate([(q[..., :1] - target[:, None]) / 8 - 3 / 8, gradient], -1)
-    check_critics(nets["q"], obs, actions, gradient)
-    np.testing.assert_allclose(nets["policy"][-1].bias.grad, numerical_gradient(policy_loss), atol=1e-7)
-    assert nets.log_temperature.grad.item() == pytest.approx(-log_pi[:, 0].mean() + 2)
-    assert all(p.grad is None for p in nets["q_target"].parameters())
-    assert all(p.requires_grad for p in nets["q"].parameters())
+    check_critics(nets.q, obs, actions, gradient)
+    np.testing.assert_allclose(nets.policy[-1].bias.grad, numerical_gradient(policy_loss), atol=1e-7)
+    assert nets.log_temperature.grad.item() == pytest.approx(entropy + 2)
 
 
-def test_continuous_cql_fixed_temperature():
-    """Given, it stays; 0 is SAC's: it starts at 1 and learns."""
-    args = [baselines_cql.Args(hidden_dim=4, fixed_temperature=weight) for weight in (2.5, 0.0)]
-    given, learned = (baselines_cql.make_learner(x, 3, 2) for x in args)
-    assert given.log_temperature.item() == pytest.approx(np.log(2.5)) and not given.log_temperature.requires_grad
-    assert learned.log_temperature.item() == 0 and learned.log_temperature.requires_grad
+def test_continuous_cql_temperature():
+    for learned, start in ((False, 2.5), (True, 1.0), (True, 0.5)):
+        args = baselines_cql.Args(hidden_dim=4, learn_temperature=learned, temperature=start)
+        log_temperature = baselines_cql.Learner(args, 3, 2).log_temperature
+        assert log_temperature.item() == pytest.approx(np.log(start))
+        assert log_temperature.requires_grad == learned
 
 
 @pytest.mark.parametrize("policy_std", ["state", "shared"])
 def test_continuous_iql_learner_loss(policy_std):
-    changes = {"expectile": 0.8, "temperature": 1 / 60, "discount": 0.9, "target_rate": 0.1, "policy_std": policy_std}
-    args, nets, rows, loss, metrics = learn(baselines_iql, **changes)
-    obs, action = rows["observations"], rows["actions"]
-    value, next_value = forward(nets["v"], obs)[:, 0], forward(nets["v"], rows["next_observations"])[:, 0]
-    u = critics_of(nets["q_target"], obs, action[:, None]).min(0)[:, 0] - value
-    q = critics_of(nets["q"], obs, action[:, None])[..., 0]
-    target = rows["rewards"] + 0.9 * (1 - rows["terminals"]) * next_value
-    weight, output = np.minimum(np.exp(60 * u), 100), forward(nets["policy"], obs)
+    changes = {"expectile": 0.8, "temperature": 1 / 60, "discount": 0.9, "policy_std": policy_std}
+    nets, rows, *found = learn(baselines_iql, **changes)
+    obs, action, value = rows.obs, rows.action[:, None], forward(nets.v, rows.obs)[:, 0]
+    u = critics_of(nets.q_target, obs, action).min(0)[:, 0] - value
+    q = critics_of(nets.q, obs, action)[..., 0]
+    error = q - rows.reward - 0.9 * (1 - rows.terminal) * forward(nets.v, rows.next_obs)[:, 0]
+    weight, output = np.minimum(np.exp(60 * u), 100), forward(nets.policy, obs)
     mean, std = np.tanh(output[:, :2]), np.exp(0.4) if policy_std == "shared" else np.exp(output[:, 2:])
     assert (weight == 100).any() and (weight < 100).any()
-    terms = {
-        "losses/v": np.mean(np.where(u < 0, 0.2, 0.8) * u**2),
-        "losses/q": np.mean((q - target) ** 2),
-        "losses/policy": -np.mean(weight * norm.logpdf(action, mean, std).sum(1)),
-        "charts/q": q.mean(),
-        "charts/weight": weight.mean(),
-    }
-    assert {name: metrics[name].item() for name in metrics} == pytest.approx(terms)
-    assert loss == pytest.approx(terms["losses/v"] + terms["losses/q"] + terms["losses/policy"])
-    check_gradient(nets["v"], -2 / 4 * (np.where(u < 0, 0.2, 0.8) * u)[:, None])
-    check_critics(nets["q"], obs, action[:, None], 2 / 8 * (q - target)[..., None])
-    z = (action - mean) / std
+    v_loss, q_loss = np.mean(np.where(u < 0, 0.2, 0.8) * u**2), np.mean(error**2)
+    policy_loss = -np.mean(weight * norm.logpdf(rows.action, mean, std).sum(1))
+    terms = dict(losses_v=v_loss, losses_q=q_loss, losses_policy=policy_loss)
+    check(found, sum(terms.values()), **terms, charts_q=q.mean(), charts_weight=weight.mean())
+    check_gradient(nets.v, -2 / 4 * (np.where(u < 0, 0.2, 0.8) * u)[:, None])
+    check_critics(nets.q, obs, action, 2 / 8 * error[..., None])
+    z = (rows.action - mean) / std
     mean_gradient, std_gradient = -weight[:, None] * z / std * (1 - mean**2), weight[:, None] * (1 - z**2)
     if policy_std == "shared":
-        check_gradient(nets["policy"], mean_gradient / 4)
-        np.testing.assert_allclose(nets["policy"].log_std.grad, std_gradient.mean(0))
+        check_gradient(nets.policy, mean_gradient / 4)
+        np.testing.assert_allclose(nets.policy.log_std.grad, std_gradient.mean(0))
     else:
-        check_gradient(nets["policy"], np.hstack([mean_gradient, std_gradient]) / 4)
-    assert all(p.grad is None for p in nets["q_target"].parameters())
+        check_gradient(nets.policy, np.hstack([mean_gradient, std_gradient]) / 4)
 
 
 def test_imitation_loss():
     mean, action = torch.rand(5, 2, dtype=torch.float64), torch.rand(5, 2, dtype=torch.float64)
     log_std, weight = torch.tensor([-1.0, 0.5], dtype=torch.float64), torch.arange(5.0, dtype=torch.float64)
     expected = -(weight * Normal(mean, log_std.exp()).log_prob(action).sum(1)).mean()
-    torch.testing.assert_close(baselines_iql.imitation_loss(mean, log_std, action, weight), expected)
-    narrow = baselines_iql.imitation_loss(mean, torch.full((2,), -50.0, dtype=torch.float64), action, weight)
-    bound = baselines_iql.imitation_loss(mean, torch.full((2,), -5.0, dtype=torch.float64), action, weight)
+    loss = baselines_iql.imitation_loss
+    torch.testing.assert_close(loss(mean, log_std, action, weight), expected)
+    narrow, bound = (loss(mean, 0 * log_std + least, action, weight) for least in (-50, -5))
     assert narrow == bound and torch.isfinite(narrow)
 
 
-def test_policy_of_iql_has_a_schedule_of_its_own(tmp_path):
-    """Its parameters, and no others, are the group whose learning rate falls in any case (tests/test_scripts.py)."""
-    optimizer = checkpoint(run("baselines/iql", tmp_path))["stages"]["learner"]["optimizer"]
-    assert [len(group["params"]) for group in optimizer["param_groups"]] == [6, 18]
+def around_tanh(output, draws):
+    """Draws of a Gaussian around tanh of a mean: (B, 4), (B, n, 2) -> (B, n, 2)"""
+    mean, log_std = np.split(output[:, None], 2, axis=-1)
+    return np.tanh(mean) + np.exp(log_std) * draws
 
 
 def density_around_tanh(output, x):
-    """log density of a Gaussian around tanh of a mean, by SciPy. (B, 2 A), (B, n, A) -> (B, n)"""
     mean, log_std = np.split(output[:, None], 2, axis=-1)
-    return norm.logpdf(x, np.tanh(mean), np.exp(np.clip(log_std, -5, 2))).sum(-1)
-
-
-def drawn_around_tanh(output, draws):
-    """Its draws with this noise, and their log density."""
-    mean, log_std = np.split(output[:, None], 2, axis=-1)
-    x = np.tanh(mean) + np.exp(np.clip(log_std, -5, 2)) * draws
-    return x, density_around_tanh(output, x)
+    return norm.logpdf(x, np.tanh(mean), np.exp(log_std)).sum(-1)
 
 
 @pytest.mark.parametrize("target_entropy", [False, True])
 def test_continuous_brac_learner_loss(target_entropy):
-    beta, alpha = 0.6, 0.2
-    weights = {"behaviour_weight": beta, "entropy_weight": alpha, "target_entropy": target_entropy}
-    args, nets, rows, loss, metrics = learn(baselines_brac, discount=0.9, target_rate=0.1, **weights)
-    obs, next_obs, action = rows["observations"], rows["next_observations"], rows["actions"]
-    there, here = noise(args, (4, 3, 2), (4, 3, 2))
+    changes = {"behaviour_weight": 0.6, "entropy_weight": 0.2, "target_entropy": target_entropy}
+    nets, rows, *found = learn(baselines_brac, discount=0.9, **changes)
+    action, (there, here, _) = rows.action[:, None], noise()
 
     def expectation(critics, obs, draws, alpha, shift=0):
-        x, log_pi = drawn_around_tanh(forward(nets["policy"], obs) + shift, draws)
-        log_behaviour = density_around_tanh(forward(nets["behaviour"], obs), x)
-        q = critics_of(nets[critics], obs, np.clip(x, -1, 1)).min(0)
-        return (q + beta * log_behaviour - alpha * log_pi).mean(1), -log_pi.mean(), (log_pi - log_behaviour).mean()
+        output = forward(nets.policy, obs) + shift
+        x = around_tanh(output, draws)
+        log_pi = density_around_tanh(output, x)
+        log_behaviour = density_around_tanh(forward(nets.behaviour, obs), x)
+        q = critics_of(critics, obs, np.clip(x, -1, 1)).min(0)
+        value = q + 0.6 * log_behaviour - alpha * log_pi
+        return value.mean(1), -log_pi.mean(), (log_pi - log_behaviour).mean()
 
-    next_value = expectation("q_target", next_obs, there, alpha * target_entropy)[0]
-    target = rows["rewards"] + 0.9 * (1 - rows["terminals"]) * next_value
-    q = critics_of(nets["q"], obs, action[:, None])[..., 0]
-    value, entropy, divergence = expectation("q", obs, here, alpha)
-    terms = {
-        "losses/q": np.mean((q - target) ** 2),
-        "losses/policy": -value.mean(),
-        "charts/entropy": entropy,
-        "charts/divergence": divergence,
-        "charts/q": q.mean(),
-    }
-    assert {name: metrics[name].item() for name in metrics} == pytest.approx(terms)
-    assert loss == pytest.approx(terms["losses/q"] + terms["losses/policy"])
-    check_critics(nets["q"], obs, action[:, None], 2 / 8 * (q - target)[..., None])
-    gradient = numerical_gradient(lambda shift: -expectation("q", obs, here, alpha, shift)[0].mean())
-    np.testing.assert_allclose(nets["policy"][-1].bias.grad, gradient, atol=1e-7)
-    assert all(p.grad is None for name in ("q_target", "behaviour") for p in nets[name].parameters())
-    assert all(p.requires_grad for p in nets["q"].parameters())
+    next_value = expectation(nets.q_target, rows.next_obs, there, 0.2 * target_entropy)[0]
+    q = critics_of(nets.q, rows.obs, action)[..., 0]
+    error = q - rows.reward - 0.9 * (1 - rows.terminal) * next_value
+    value, entropy, divergence = expectation(nets.q, rows.obs, here, 0.2)
+    losses = dict(losses_q=np.mean(error**2), losses_policy=-value.mean())
+    charts = dict(charts_entropy=entropy, charts_divergence=divergence, charts_q=q.mean())
+    check(found, sum(losses.values()), **losses, **charts)
+    check_critics(nets.q, rows.obs, action, 2 / 8 * error[..., None])
+    gradient = numerical_gradient(lambda shift: -expectation(nets.q, rows.obs, here, 0.2, shift)[0].mean())
+    np.testing.assert_allclose(nets.policy[-1].bias.grad, gradient, atol=1e-7)
 
 
 def test_behaviour_loss():
     """Maximum likelihood of a Gaussian around tanh of a mean."""
-    data, index = batch()
-    torch.manual_seed(0)
-    net = baselines_brac.mlp(4, 8, 4).double()
-    rows = dict(zip(data, tensors(*data.values()), strict=True))
-    mean, log_std = net(rows["observations"][index]).chunk(2, dim=1)
-    density = Normal(mean.tanh(), log_std.exp()).log_prob(rows["actions"][index])
-    loss, metrics = baselines_brac.behaviour_loss(net, rows, torch.as_tensor(index))
+    _, learner = make_learner(baselines_brac)
+    rows = batch(baselines_brac)
+    mean, log_std = learner.behaviour(rows.obs).chunk(2, dim=1)
+    density = Normal(mean.tanh(), log_std.exp()).log_prob(rows.action)
+    loss, metrics = baselines_brac.behaviour_loss(learner, rows)
     torch.testing.assert_close(loss, -density.sum(1).mean())
     assert metrics == {"losses/behaviour": loss}
 
 
-def test_policy_of_brac_starts_from_the_behaviour_policy(tmp_path):
-    for lr in (0.0, 3e-4):
-        folder = run("baselines/brac", tmp_path / str(lr), "--lr", lr)
-        stages = {name: stage["model"] for name, stage in checkpoint(folder)["stages"].items()}
-
-        def part(name, learner=stages["learner"]):
-            return {key[len(name) + 1 :]: values for key, values in learner.items() if key.startswith(f"{name}.")}
-
-        assert same(part("behaviour"), stages["behaviour"])  # stage 2 leaves it as it is
-        assert same(part("policy"), stages["behaviour"]) == (lr == 0)
+def test_policy_of_brac_starts_from_the_behaviour_policy(finished):
+    """Which stage 2 leaves as it is. That the policy starts there: the loop by hand, test_scripts.py."""
+    folder, _ = finished("baselines/brac")
+    learner, behaviour = weights(folder), weights(folder, "behaviour")
+    assert same({name: learner[f"behaviour.{name}"] for name in behaviour}, dict(behaviour))
 
 
 # --- Aquadem ---
-def candidates_of(args, obs_dim=4, action_dim=2):
+def quantizer_of(dropout=0.1):
+    args = baselines_aquadem.Args(num_candidates=5, hidden_dim=8, softmin=0.3, dropout=dropout)
     torch.manual_seed(2)
-    return baselines_aquadem.Quantizer(args, obs_dim, action_dim).double()
+    return args, baselines_aquadem.Quantizer(args, 4, 2).double()
 
 
 def test_candidates():
     """K heads on one torso, in NumPy; a code is the index of the nearest."""
-    args = baselines_aquadem.Args(num_candidates=5, hidden_dim=8)
-    quantizer, (data, _) = candidates_of(args), batch()
-    hidden = np.maximum(forward([quantizer.torso], data["observations"]), 0)
+    _, quantizer = quantizer_of()
+    rows = batch(baselines_aquadem, 9)
+    hidden = np.maximum(forward([quantizer.torso], rows.obs.numpy()), 0)
     expected = np.stack([forward(head, hidden) for head in quantizer.heads], 1)
-    obs, actions = tensors(data["observations"], data["actions"])
-    np.testing.assert_allclose(quantizer(obs).detach(), expected)
-    code = ((expected - data["actions"][:, None]) ** 2).sum(-1).argmin(1)
+    np.testing.assert_allclose(quantizer(rows.obs).detach(), expected)
+    code = ((expected - rows.action.numpy()[:, None]) ** 2).sum(-1).argmin(1)
     assert len(set(code)) > 1
-    assert quantizer.encode(obs, actions).tolist() == code.tolist()
     many = torch.arange(9).repeat(600)  # more than one part, and in order
-    assert quantizer.encode(obs[many], actions[many]).tolist() == code[many].tolist()
+    assert quantizer.encode(rows.obs[many], rows.action[many]).tolist() == code[many].tolist()
 
 
 def test_candidates_loss():
-    args = baselines_aquadem.Args(num_candidates=5, hidden_dim=8, softmin=0.3, dropout=0.0)
-    quantizer, (data, index) = candidates_of(args), batch()
-    rows = dict(zip(data, tensors(*data.values()), strict=True))
-    candidates = quantizer(rows["observations"][index]).detach().numpy()
-    distance = ((candidates - data["actions"][index][:, None]) ** 2).sum(-1)
+    args, quantizer = quantizer_of(dropout=0.0)
+    rows = batch(baselines_aquadem)
+    candidates = quantizer(rows.obs).detach().numpy()
+    distance = ((candidates - rows.action.numpy()[:, None]) ** 2).sum(-1)
     expected = np.mean(-0.3 * np.log(np.exp(-distance / 0.3).mean(1)))
-    loss, metrics = baselines_aquadem.quantizer_loss(args, quantizer, rows, torch.as_tensor(index))
+    loss, metrics = baselines_aquadem.quantizer_loss(args, quantizer, rows)
     assert loss.item() == metrics["losses/quantizer"].item() == pytest.approx(expected)
     loss.backward()
     share = softmax(-distance / 0.3, axis=1)  # which head is trained by how much
-    error = 2 * (candidates - data["actions"][index][:, None]) * share[..., None] / 4
+    error = 2 * (candidates - rows.action.numpy()[:, None]) * share[..., None] / 4
     for k, head in enumerate(quantizer.heads):
         np.testing.assert_allclose(head[-1].bias.grad, error[:, k].sum(0), atol=1e-12)
-    # A small T leaves the distance to the nearest candidate, in float32 as well.
-    args.softmin = 1e-6
-    loss, _ = baselines_aquadem.quantizer_loss(args, quantizer, rows, torch.as_tensor(index))
+    args.softmin = 1e-6  # leaves the distance to the nearest candidate, in float32 as well
+    loss, _ = baselines_aquadem.quantizer_loss(args, quantizer, rows)
     assert loss.item() == pytest.approx(distance.min(1).mean(), abs=1e-5)
-    floats = {name: values.float() for name, values in rows.items()}
-    loss, _ = baselines_aquadem.quantizer_loss(args, quantizer.float(), floats, torch.as_tensor(index))
+    floats = baselines_aquadem.Transitions(*(x.float() for x in rows))
+    loss, _ = baselines_aquadem.quantizer_loss(args, quantizer.float(), floats)
     assert loss.item() == pytest.approx(distance.min(1).mean(), abs=1e-5)
 
 
 def test_dropout():
     """Inputs, torso and heads lose units in training, with other ones at every update, and none in use."""
-    quantizer = baselines_aquadem.Quantizer(baselines_aquadem.Args(num_candidates=2, hidden_dim=300), 300, 300)
+    args = baselines_aquadem.Args(num_candidates=2, hidden_dim=300)
+    quantizer = baselines_aquadem.Quantizer(args, 300, 300)
     with torch.no_grad():
         for layer in (layer for layer in quantizer.modules() if isinstance(layer, torch.nn.Linear)):
             layer.weight.copy_(torch.eye(300))
@@ -403,37 +362,36 @@ def test_dropout():
     # What is left has passed all three and was scaled up by 1 / 0.8 in each.
     np.testing.assert_allclose(candidates[candidates != 0], 0.8**-3, rtol=1e-5)
     assert (candidates != 0).double().mean().item() == pytest.approx(0.8**3, abs=0.01)
-    args = baselines_aquadem.Args(num_candidates=5, hidden_dim=8, dropout=0.5)
-    quantizer, (data, _) = candidates_of(args), batch()
-    rows = dict(zip(data, tensors(*data.values()), strict=True))
-    losses = [baselines_aquadem.quantizer_loss(args, quantizer, rows, torch.arange(9))[0].item() for _ in range(3)]
-    assert len(set(losses)) == 3
-    quantizer.updates -= 1
-    assert baselines_aquadem.quantizer_loss(args, quantizer, rows, torch.arange(9))[0].item() == losses[-1]
+    args, quantizer = quantizer_of(dropout=0.5)
+    rows = batch(baselines_aquadem, 9)
+    losses = {baselines_aquadem.quantizer_loss(args, quantizer, rows)[0].item() for _ in range(3)}
+    assert len(losses) == 3
 
 
-@pytest.mark.parametrize(("learner", "module"), [("bc", saq_bc), ("cql", saq_cql), ("iql", saq_iql)])
-def test_learner_of_aquadem_is_that_of_saq(learner, module):
-    """The same loss, metrics, gradients and policy as the script of that name has on the same codes and weights."""
-    changes = {"expectile": 0.8, "temperature": 0.5, "conservatism": 3.0, "discount": 0.9, "target_rate": 0.1}
-    args, nets, rows, loss, metrics = learn(baselines_aquadem, learner=learner, **changes)
-    changes = {name: value for name, value in changes.items() if hasattr(module.Args, name)}
-    theirs = module.make_learner(module.Args(codebook_size=5, hidden_dim=8), 4).double()
-    names = {"policy": "behaviour"} if learner == "bc" else {name: name for name in theirs}
+@pytest.mark.parametrize("learner", ["bc", "cql", "iql"])
+def test_learner_of_aquadem_is_that_of_saq(learner):
+    """The loss, metrics, gradients and policy of the script of that name, on the same codes and weights."""
+    module = SCRIPTS[f"saq_{learner}"]
+    changes = {"expectile": 0.8, "temperature": 0.5, "conservatism": 3.0, "discount": 0.9}
+    nets, rows, loss, metrics = learn(baselines_aquadem, learner=learner, **changes)
+    args = module.Args(codebook_size=5, **{k: v for k, v in changes.items() if hasattr(module.Args, k)})
+    _, theirs = make_learner(module)
+    names = (
+        {"policy": "behaviour"} if learner == "bc" else {name: name for name, _ in theirs.named_children()}
+    )
     for name, own in names.items():
-        theirs[name].load_state_dict(nets[own].state_dict())
-    their_args = module.Args(codebook_size=5, hidden_dim=8, **changes)
-    their_args.target_rate = 0.0  # the target has moved already
-    data, index = batch()
-    rows = dict(zip(data, tensors(*data.values()), strict=True))
-    their_loss, their_metrics = module.learner_loss(their_args, theirs, rows, torch.as_tensor(index))
+        getattr(theirs, name).load_state_dict(getattr(nets, own).state_dict())
+    rows = module.Transitions(*map(torch.as_tensor, rows))
+    their_loss, their_metrics = module.learner_loss(args, theirs, rows)
     assert loss == pytest.approx(their_loss.item())
-    for name, value in their_metrics.items():
-        own = {"losses/policy": "losses/behaviour"}.get(name, name) if learner == "bc" else name
-        assert name == "charts/accuracy" or metrics[own].item() == pytest.approx(value.item())
+    for name in their_metrics.keys() - {"charts/accuracy"}:
+        own = "losses/behaviour" if name == "losses/policy" else name
+        assert metrics[own].item() == pytest.approx(their_metrics[name].item())
     their_loss.backward()
     for name, own in names.items():
-        for p, q in zip(nets[own].parameters(), theirs[name].parameters(), strict=True):
-            assert same(p.grad, q.grad) if p.grad is None or q.grad is None else torch.allclose(p.grad, q.grad)
-    (obs,) = tensors(np.random.default_rng(5).normal(size=(6, 4)))
-    torch.testing.assert_close(baselines_aquadem.policy(args, nets, obs), module.policy(their_args, theirs, obs))
+        ours = [p.grad for p in getattr(nets, own).parameters()]
+        for grad, parameter in zip(ours, getattr(theirs, name).parameters(), strict=True):
+            assert grad is parameter.grad is None or torch.allclose(grad, parameter.grad)
+    own = baselines_aquadem.Args(learner=learner, num_candidates=5, temperature=0.5)
+    log_pi = baselines_aquadem.log_policy(own, nets, rows.obs)
+    torch.testing.assert_close(log_pi, module.log_policy(args, theirs, rows.obs))
