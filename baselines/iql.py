@@ -106,7 +106,7 @@ class Learner(nn.Module):
 
 
 def expectile_loss(error: Tensor, expectile: float) -> Tensor:
-    """IQL Eq. 5: mean of |tau - 1(u < 0)| u^2, u = Q - V: weight tau if Q > V, else 1 - tau."""
+    """IQL Eq. 5: mean of |tau - 1(u < 0)| u^2, weight tau where u = Q - V > 0, else 1 - tau."""
     return ((expectile - (error < 0).float()).abs() * error.pow(2)).mean()
 
 

@@ -191,18 +191,24 @@ def _play_spread(workers: list[_Worker], act: Act, todo: list[int], seed: int) -
             worker.connection.send(1000 * seed + i)
             playing[worker.connection] = worker, i, np.random.default_rng(1000 * seed + i)
 
-    with tqdm(total=len(todo), desc="episodes", leave=False, mininterval=1) as progress:
+    try:
+        with tqdm(total=len(todo), desc="episodes", leave=False, mininterval=1) as progress:
+            for worker in workers:
+                start(worker)
+            while playing:
+                for connection in wait(list(playing)):
+                    worker, i, generator = playing[connection]
+                    obs, reward, over = worker.receive()
+                    returns[i] += reward
+                    if over:
+                        del playing[connection]
+                        progress.update()
+                        start(worker)
+                    else:  # always alone: a batch of another size would round differently
+                        connection.send(act(obs[None], generator.random(1))[0])
+    except BaseException:  # the policy's, or Ctrl-C: answers are left unread, so these workers must not play again
+        _workers.cache_clear()
         for worker in workers:
-            start(worker)
-        while playing:
-            for connection in wait(list(playing)):
-                worker, i, generator = playing[connection]
-                obs, reward, over = worker.receive()
-                returns[i] += reward
-                if over:
-                    del playing[connection]
-                    progress.update()
-                    start(worker)
-                else:  # always alone: a batch of another size would round differently
-                    connection.send(act(obs[None], generator.random(1))[0])
+            worker.process.kill()
+        raise
     return returns

@@ -56,6 +56,8 @@ def parse_args(cls, script: str, settings: dict, limits: dict, play: tuple = (),
     elif folder := getattr(early, "quantizer_from", ""):
         saved = read_run(folder, stage="quantizer")["args"]
         fixed = {name: value for name, value in saved.items() if name in QUANTIZER}
+    if unknown := defaults.keys() - {field.name for field in fields(cls)}:
+        raise UsageError(f"SETTINGS has {', '.join(sorted(unknown))}, which Args has not: take it out of one.")
     args = tyro.cli(cls, args=argv, default=cls(**defaults | fixed))
     for name, value in asdict(args).items():
         flag = f"--{name.replace('_', '-')} is {value}"
