@@ -1,4 +1,4 @@
-"""The scripts share vqvae.py and the package d4rl; what they repeat, they repeat to the byte. They keep their shape.
+"""The scripts share vqvae.py and the package d4rl; what they repeat, they repeat to the byte.
 
 Compared are top-level functions, classes and constants, each with the comment above it, and of `Args` its
 blocks (`Args: learner`) and single fields (`Args.lr`). A fork in the root takes no part; to compare it, name
