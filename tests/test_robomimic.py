@@ -281,6 +281,27 @@ def test_returns_do_not_depend_on_the_number_of_processes():
         workers[0].receive()
 
 
+def test_an_interrupted_evaluation_leaves_nothing_behind(monkeypatch):
+    """Answers that nobody has read would be taken for those of the next evaluation."""
+    monkeypatch.setattr(evaluation, "SPREAD", (HOPPER,))
+    monkeypatch.setenv("D4RL_PROCESSES", "2")
+    calls = []
+
+    def falls(observations, uniform):
+        calls.append(len(calls))
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return np.zeros((len(observations), 3))
+
+    evaluation._workers.cache_clear()
+    with pytest.raises(KeyboardInterrupt):
+        d4rl.evaluate(HOPPER, falls, 3, seed=0)
+    after = d4rl.evaluate(HOPPER, falls, 3, seed=0)
+    evaluation._workers.cache_clear()
+    assert after == d4rl.evaluate(HOPPER, falls, 3, seed=0)
+    evaluation._workers.cache_clear()
+
+
 def test_the_time_limit_ends_an_episode():
     """Of pen, whose open hand holds it for 100 steps: here and in a worker."""
     calls = []
