@@ -47,6 +47,8 @@ def parse_args(cls, script: str, settings: dict, limits: dict, play: tuple = (),
     early = tyro.cli(cls, args=[word for word in argv if word not in ("-h", "--help")])
     defaults, fixed, folder = {"env_id": early.env_id}, {}, early.resume or early.evaluate
     for begin, values in settings.items():
+        if unknown := values.keys() - {field.name for field in fields(cls)}:
+            raise UsageError(f"SETTINGS has {', '.join(sorted(unknown))}, which Args has not: take it out of one.")
         if early.env_id.startswith(begin):
             defaults |= values
     if folder:
@@ -56,8 +58,6 @@ def parse_args(cls, script: str, settings: dict, limits: dict, play: tuple = (),
     elif folder := getattr(early, "quantizer_from", ""):
         saved = read_run(folder, stage="quantizer")["args"]
         fixed = {name: value for name, value in saved.items() if name in QUANTIZER}
-    if unknown := defaults.keys() - {field.name for field in fields(cls)}:
-        raise UsageError(f"SETTINGS has {', '.join(sorted(unknown))}, which Args has not: take it out of one.")
     args = tyro.cli(cls, args=argv, default=cls(**defaults | fixed))
     for name, value in asdict(args).items():
         flag = f"--{name.replace('_', '-')} is {value}"
