@@ -6,7 +6,7 @@ As in test_losses.py, tests name the modules as globals: test_mutations.py puts 
 import numpy as np
 import pytest
 import torch
-from common import SCRIPTS, same, weights
+from common import SCRIPTS
 from scipy.integrate import dblquad, quad
 from scipy.special import logsumexp, softmax
 from scipy.stats import norm
@@ -299,13 +299,6 @@ def test_behaviour_loss():
     loss, metrics = baselines_brac.behaviour_loss(learner, rows)
     torch.testing.assert_close(loss, -density.sum(1).mean())
     assert metrics == {"losses/behaviour": loss}
-
-
-def test_policy_of_brac_starts_from_the_behaviour_policy(finished):
-    """Which stage 2 leaves as it is. That the policy starts there: the loop by hand, test_scripts.py."""
-    folder, _ = finished("baselines/brac")
-    learner, behaviour = weights(folder), weights(folder, "behaviour")
-    assert same({name: learner[f"behaviour.{name}"] for name in behaviour}, dict(behaviour))
 
 
 # --- Aquadem ---

@@ -1,308 +1,467 @@
-"""The tests of the losses notice what they are for: each change of a line below makes the named test fail."""
+"""The tests notice what they are for: each change of a line below makes the named test fail.
+
+A line reads `test | old => new`; ` && ` joins changes made at once, and \\n stands for the end of a line. In
+the name of a test, {} stands for the method: iql in saq_iql.py, continuous_iql in baselines/iql.py. What several
+scripts have in common is changed in one of them: test_copies.py says that it is the same in the others.
+"""
 
 import inspect
 import itertools
-from pathlib import Path
 
 import pytest
 import test_baselines
 import test_losses
 import test_resume
+import test_runs
+import test_scripts
 import test_vqvae
-from common import HOPPER, PATHS, ROOT, SCRIPTS, dataset, load, play, result, run
+from common import PATHS, ROOT, SAQ, SCRIPTS, load
 
-TD = [
-    ("(1 - terminals)", "(1 + terminals)", "td_loss"),
-    ("* (1 - terminals)", "", "td_loss"),
-    ("rewards + discount", "rewards - discount", "td_loss"),
-    ("rewards + discount *", "rewards +", "td_loss"),
-    ("(target.detach() - q)", "(target - q)", "td_loss"),
-    ("(target.detach() - q).pow(2)", "(target.detach() - q).abs()", "td_loss"),
-    ("fast.detach(), args.target_rate", "fast.detach(), 1 - args.target_rate", "{}_learner_loss"),
-    ("slow.lerp_(fast.detach(), args.target_rate)", "pass", "{}_learner_loss"),
-    (".requires_grad_(False)", "", "{}_learner_loss"),
-    ("* (args.reward_scale or 1000", "* (args.reward_scale or -1000", "load_data"),
-    ('data["rewards"] + args.reward_shift', 'data["rewards"] - args.reward_shift', "load_data"),
-]
-ACTING = [
-    ("code = probs.argmax(1)", "code = probs.argmin(1)", "acting"),
-    ('args.acting == "sample"', 'args.acting != "sample"', "acting"),
-    ('args.device) - data["obs_mean"]) / data["obs_std"]', 'args.device) - data["obs_mean"])', "acting"),
-    ("probs.cumsum(1) <= probs", "probs.cumsum(1) >= probs", "acting"),
-    (".clamp(max=probs.shape[1] - 1)", "", "acting"),
-    ("repeat_interleave(probs.shape[1], 0)", "repeat(probs.shape[1], 1)", "acting"),
-    ('data["observations"].mean(0)', 'data["observations"].mean()', "load_data"),
-    ('for name in ("observations", "next_observations")', 'for name in ("observations",)', "load_data"),
-]
-GAUSSIAN = [
-    ("log_std = log_std.clamp(-5, 2)", "log_std = log_std.clamp(-20, 20)", "log_density_bounds"),
-    ("log_std.clamp(-5, 2).exp()", "log_std.exp()", "log_density_bounds"),
-    ("log_std.clamp(-5, 2).exp() * torch", "torch", "draw"),
-    ("torch.randn_like(mean)", "torch.rand_like(mean)", "draw"),
-]
+TESTS = (test_losses, test_baselines, test_vqvae, test_runs, test_resume, test_scripts)
+FILES = PATHS | {"vqvae": ROOT / "vqvae.py", "runs": ROOT / "d4rl" / "runs.py"}
+BY_HAND = "training_equals_a_loop_by_hand"
+REWARDS = r"""
+load_data | 1000 / d4rl => -1000 / d4rl
+load_data | scale *= 1000 => scale = 1000
+load_data | reward + args.reward_shift => reward - args.reward_shift
+load_data | (reward + args.reward_shift) * scale => reward * scale + args.reward_shift
+"""
+DATA = r"""
+load_data | obs.mean(0) => obs.mean()
+load_data | next_obs = (next_obs - spaces.obs_mean) / spaces.obs_std => pass
+load_data | obs, action, next_obs, reward, terminal => next_obs, action, obs, reward, terminal
+load_data | obs, action, next_obs, reward, terminal => obs, action, next_obs, terminal, reward
+load_data | Transitions(obs, action, reward, next_obs => Transitions(next_obs, action, reward, obs
+load_plays_as_evaluate_does | args.eval_episodes, args.seed => args.eval_episodes, args.seed + 1
+load_plays_as_evaluate_does | learner.load_state_dict(saved["stages"] => str(saved["stages"]
+load_plays_as_evaluate_does | array.to(args.device) for => 0 * array + 1 for
+load_of_what_is_no_run | read_run(folder, SCRIPT, Args, => read_run(folder, "", None,
+"""
+LOOP = rf"""
+{BY_HAND} | optimizer.zero_grad() => pass
+{BY_HAND} | loss.backward()\n => loss.mul(2).backward()\n
+{BY_HAND} | torch.manual_seed(args.seed)  # => torch.manual_seed(args.seed + 1)  #
+{BY_HAND} | torch.manual_seed(args.seed)  # => str(args.seed)  #
+{BY_HAND} | np.pi * step / steps => np.pi * step / (steps + 1)
+{BY_HAND} | .manual_seed(args.seed)  # draws => .manual_seed(args.seed + 1)  # draws
+resume | range(first, steps) => range(0, steps)
+"""
+BY_UPDATE = rf"""
+{BY_HAND} | torch.manual_seed(args.seed * 10**6 + step + 1) => pass
+{BY_HAND} | torch.manual_seed(args.seed * 10**6 + step + 1) => torch.manual_seed(step + 1)
+"""
+MOVE_TARGET = rf"""
+move_target | slow.lerp_(fast, rate) => slow.lerp_(fast, 1 - rate)
+move_target | slow.lerp_(fast, rate) => pass
+move_target | slow.lerp_(fast, rate) => fast.lerp_(slow, rate)
+move_target | .requires_grad_(False)  # Qbar => # Qbar
+{BY_HAND} | learner.move_target(args.target_rate) => pass
+{BY_HAND} | learner.move_target(args.target_rate) => learner.move_target(1.0)
+{BY_HAND} | optimizer.step() => pass && run.log(metrics) => optimizer.step(); run.log(metrics)
+"""
+TD = (
+    REWARDS
+    + MOVE_TARGET
+    + r"""
+td_loss | (1 - terminal) => (1 + terminal)
+td_loss | * (1 - terminal) =>
+td_loss | reward + discount => reward - discount
+td_loss | reward + discount * => reward +
+td_loss | (target.detach() - q) => (target - q)
+td_loss | (target.detach() - q).pow(2) => (target.detach() - q).abs()
+"""
+)
+STAGES = rf"""
+{BY_HAND} | heldout, rows = order => rows, heldout = order
+{BY_HAND} | len(order) // 20 => len(order) // 10
+{BY_HAND} | torch.Generator().manual_seed(args.seed)) => torch.Generator().manual_seed(args.seed + 1))
+{BY_HAND} | args.steps, torch.arange(len(order), device=args.device) => args.steps, rows
+{BY_HAND} | encode(data.obs, data.action))\n    train => encode(data.next_obs, data.action))\n    train
+measure_quantizer | (share > 0) => (share > 0.5)
+measure_quantizer | .sum().exp() => .sum()
+load_plays_as_evaluate_does | .load_state_dict(saved["stages"]["quantizer"] => .eval(), (saved["stages"]
+"""
+ACTING = r"""
+acting | probs.argmax(1) => probs.argmin(1)
+acting | args.acting == "greedy" => args.acting != "greedy"
+acting | obs = (obs - spaces.obs_mean) / spaces.obs_std => obs = obs - spaces.obs_mean
+acting | obs - spaces.obs_mean) / spaces.obs_std => obs - spaces.obs_std) / spaces.obs_mean
+acting | probs.cumsum(1) <= probs => probs.cumsum(1) >= probs
+acting | .clamp(max=size - 1) =>
+acting | probs.new_tensor(uniform) => probs.new_tensor(np.random.rand(len(uniform)))
+acting | random.random(len(obs)) if uniform is None else uniform => random.random(len(obs))
+acting | random.random(len(obs)) if uniform is None else uniform => uniform
+acting | action.clamp(spaces.action_low, spaces.action_high) => action
+acting | action.clamp(spaces.action_low, spaces.action_high) => action.clamp(-1, 1)
+acting | if np.ndim(observation) > 1 else action[0] =>
+load_plays_as_evaluate_does | default_rng(1000 * args.seed) => default_rng(1000 * args.seed + 1)
+"""
+ACTING += r"""
+acting | repeat_interleave(size, 0) => repeat(size, 1)
+load_data | obs.mean(0) => obs.mean()
+load_data | next_obs = (next_obs - spaces.obs_mean) / spaces.obs_std => pass
+"""
+SAQ_LOOP = rf"""
+{BY_HAND} | vqvae.move_codebook(embedding, code) => pass
+{BY_HAND} | optimizer.step() => pass && run.log(metrics) => optimizer.step(); run.log(metrics)
+{BY_HAND} | "quantizer", vqvae, learner, data) => "learner", vqvae, learner, data)
+"""
+SAQ_LOOP += r"""
+measure_quantizer | error = vqvae.decode(data.obs[heldout] => error = vqvae.decode(data.obs[heldout + 1]
+measure_quantizer | error.pow(2).sum(1) => error.pow(2).mean(1)
+"""
+SWAPPED = rf"""
+{BY_HAND} | vqvae.move_codebook(embedding, code) => learner.move_target(0.1)
+{BY_HAND} | learner.move_target(args.target_rate) => vqvae.move_codebook(embedding, code)
+"""
+CONTINUOUS = (
+    DATA
+    + LOOP
+    + r"""
+continuous_acting | - spaces.obs_mean) / spaces.obs_std)\n => - spaces.obs_mean))\n
+continuous_acting | - spaces.obs_mean) / spaces.obs_std) => - spaces.obs_std) / spaces.obs_mean)
+continuous_acting | action.clamp(spaces.action_low, spaces.action_high) => action
+continuous_acting | if np.ndim(observation) > 1 else action[0] =>
+"""
+)
+GAUSSIAN = r"""
+log_density_bounds | log_std = log_std.clamp(-5, 2) => log_std = log_std.clamp(-20, 20)
+log_density_bounds | log_std.clamp(-5, 2).exp() => log_std.exp()
+draw | log_std.clamp(-5, 2).exp() * torch => torch
+draw | torch.randn_like(mean) => torch.rand_like(mean)
+log_density | .pow(2) - log_std - 0.5 * => .pow(2) + log_std - 0.5 *
+"""
 AQUADEM = "learner_of_aquadem_is_that_of_saq"
 MUTATIONS = {
     "saq_iql": TD
+    + DATA
+    + LOOP
+    + STAGES
+    + SAQ_LOOP
+    + SWAPPED
     + ACTING
-    + [
-        ("(error < 0)", "(error > 0)", "expectile_loss"),
-        ("error.pow(2)).mean()", "error.abs()).mean()", "expectile_loss"),
-        (".abs() * error", " * error", "expectile_loss"),
-        ("advantage / temperature", "advantage * temperature", "closed_form_policy"),
-        ("advantage / temperature", "advantage * temperature", "closed_form_policy_solves_the_constrained_problem"),
-        ("advantage / temperature", "-advantage / temperature", "closed_form_policy_without_a_binding_constraint"),
-        ("temperature + log_behaviour", "temperature - log_behaviour", "closed_form_policy"),
-        ("temperature + log_behaviour", "temperature", "closed_form_policy_solves_the_constrained_problem"),
-        ("target_q - learner", "target_q + learner", "iql_learner_loss"),
-        ('learner["q_target"](obs)', 'learner["q"](obs)', "iql_learner_loss"),
-        ('learner["v"](data["next_observations"]', 'learner["v"](data["observations"]', "iql_learner_loss"),
-        ('learner["v"](obs).squeeze(1), args', 'learner["v"](obs), args', "iql_learner_loss"),
-        (
-            'F.cross_entropy(learner["behaviour"](obs), code)',
-            'F.cross_entropy(learner["q"](obs), code)',
-            "iql_learner_loss",
-        ),
-        ('advantage = learner["q"](obs)', 'advantage = learner["q_target"](obs)', "policies"),
-        ('- learner["v"](obs)  # V', '+ learner["q"](obs)  # V', "policies"),
-    ],
+    + r"""
+expectile_loss | (error < 0) => (error > 0)
+expectile_loss | error.pow(2)).mean() => error.abs()).mean()
+expectile_loss | .abs() * error =>  * error
+closed_form_policy | advantage / temperature => advantage * temperature
+closed_form_policy_solves_the_constrained_problem | advantage / temperature => advantage * temperature
+closed_form_policy_without_a_binding_constraint | advantage / temperature => -advantage / temperature
+closed_form_policy | temperature + log_behaviour => temperature - log_behaviour
+closed_form_policy_solves_the_constrained_problem | temperature + log_behaviour => temperature
+{}_learner_loss | target_q - v, => target_q + v,
+{}_learner_loss | learner.q_target(batch.obs) => learner.q(batch.obs)
+{}_learner_loss | learner.v(batch.next_obs) => learner.v(batch.obs)
+{}_learner_loss | v = learner.v(batch.obs).squeeze(1) => v = learner.v(batch.obs)
+{}_learner_loss | learner.behaviour(batch.obs), batch.code => learner.q(batch.obs), batch.code
+{}_learner_loss | v_loss + q_loss + behaviour_loss => v_loss + q_loss
+{}_learner_loss | code = batch.code[:, None] => learner.move_target(0.1); code = batch.code[:, None]
+log_policy | advantage = learner.q(obs) => advantage = learner.q_target(obs)
+log_policy | - learner.v(obs)  # V => + learner.q(obs)  # V
+""",
     "saq_cql": TD
     + ACTING
-    + [
-        ("q.logsumexp(1) - q", "q.logsumexp(1) + q", "conservative_loss"),
-        ("q.logsumexp(1)", "q.max(1).values", "conservative_loss"),
-        ("q.argmax(1, keepdim", "target_q.argmax(1, keepdim", "backup_value"),
-        ("return target_q.gather", "return q.gather", "backup_value"),
-        ("q.softmax(1) * target_q", "target_q.softmax(1) * target_q", "backup_value"),
-        ("q.softmax(1) * target_q", "q.softmax(1) * q", "backup_value"),
-        ("0.5 * q_loss", "q_loss", "cql_learner_loss"),
-        ("args.conservatism * penalty", "penalty", "cql_learner_loss"),
-        ("+ args.conservatism", "- args.conservatism", "cql_learner_loss"),
-        ('learner["q_target"](next_obs)', 'learner["q"](next_obs)', "cql_learner_loss"),
-        ('q = learner["q"](data["observations"]', 'q = learner["q"](data["next_observations"]', "cql_learner_loss"),
-        ('log_softmax(learner["q"]', 'log_softmax(learner["q_target"]', "policies"),
-    ],
+    + r"""
+conservative_loss | q.logsumexp(1) - q => q.logsumexp(1) + q
+conservative_loss | q.logsumexp(1) => q.max(1).values
+backup_value | q.argmax(1, keepdim => target_q.argmax(1, keepdim
+backup_value | return target_q.gather => return q.gather
+backup_value | q.softmax(1) * target_q => target_q.softmax(1) * target_q
+backup_value | q.softmax(1) * target_q => q.softmax(1) * q
+{}_learner_loss | 0.5 * q_loss => q_loss
+{}_learner_loss | args.conservatism * penalty => penalty
+{}_learner_loss | + args.conservatism => - args.conservatism
+{}_learner_loss | learner.q_target(batch.next_obs) => learner.q(batch.next_obs)
+{}_learner_loss | q = learner.q(batch.obs) => q = learner.q(batch.next_obs)
+{}_learner_loss | args.backup)  # => "argmax")  #
+log_policy | log_softmax(learner.q( => log_softmax(learner.q_target(
+""",
     "saq_brac": TD
     + ACTING
-    + [
-        ("q + beta * log_behaviour", "q - beta * log_behaviour", "regularised_value"),
-        ("- alpha * log_policy", "+ alpha * log_policy", "regularised_value"),
-        ("log_policy.exp() * (q", "(q", "regularised_value"),
-        ("return -regularised_value", "return regularised_value", "policy_loss"),
-        ("return -regularised_value", "return regularised_value", "policy_loss_leads_to_its_optimum"),
-        ("- alpha * log_policy", "- log_policy", "policy_loss_leads_to_its_optimum"),
-        ("q.detach(), log_behaviour.detach()", "q, log_behaviour.detach()", "policy_loss"),
-        ("q.detach(), log_behaviour.detach()", "q.detach(), log_behaviour", "policy_loss"),
-        ("alpha * in_target", "alpha * (1 - in_target)", "brac_learner_loss"),
-        ('learner["q_target"](next_obs)', 'learner["q"](next_obs)', "brac_learner_loss"),
-        ('learner["behaviour"](next_obs)', 'learner["policy"](next_obs)', "brac_learner_loss"),
-        ("policy(args, learner, next_obs)", "log_behaviour", "brac_learner_loss"),
-        (
-            "policy_loss(log_policy, q, log_behaviour, beta, alpha),",
-            "policy_loss(log_policy, q, log_behaviour, alpha, beta),",
-            "brac_learner_loss",
-        ),
-        ("F.nll_loss(log_behaviour, code)", "F.nll_loss(log_policy, code)", "brac_learner_loss"),
-        ('log_softmax(learner["policy"](obs)', 'log_softmax(learner["q"](obs)', "policies"),
-    ],
-    "saq_bc": ACTING
-    + [
-        ("return F.cross_entropy(logits, code)", "return -F.cross_entropy(logits, code)", "bc_loss"),
-        ("F.cross_entropy(logits, code)", 'F.cross_entropy(logits, code, reduction="sum")', "bc_loss"),
-        (
-            'learner["policy"](data["observations"][index])',
-            'learner["policy"](data["next_observations"][index])',
-            "bc_learner_loss",
-        ),
-        ('data["codes"][index]', 'data["codes"][index - 1]', "bc_learner_loss"),
-        ("(logits.argmax(1) == code)", "(logits.argmax(1) != code)", "bc_learner_loss"),
-        ("(obs), dim=1)", "(obs), dim=0)", "policies"),
-    ],
-    "baselines/bc": [
-        (".tanh() - action)", ".tanh() + action)", "squared_error"),
-        (".tanh() - action)", " - action)", "squared_error"),
-        ("- action).pow(2).sum(-1)", "- action).abs().sum(-1)", "squared_error"),
-        ("(action - mean.tanh())", "(action - mean)", "log_density_around_tanh"),
-        (".pow(2) - log_std - 0.5 *", ".pow(2) + log_std - 0.5 *", "log_density_around_tanh"),
-        ("log_std = log_std.clamp(-5, 2)", "log_std = log_std.clamp(-20, 20)", "log_density_bounds"),
-        ('args.loss == "squared"', 'args.loss != "squared"', "continuous_bc_learner_loss"),
-        ("else -log_density", "else log_density", "continuous_bc_learner_loss"),
-        ('data["actions"][index]', 'data["actions"][index - 1]', "continuous_bc_learner_loss"),
-        ('data["observations"][index]', 'data["next_observations"][index]', "continuous_bc_learner_loss"),
-        ("mean, _ = learner", "_, mean = learner", "continuous_acting"),
-        ("return mean.tanh()", "return mean", "continuous_acting"),
-        ('args.device) - data["obs_mean"]) / data["obs_std"]', 'args.device) - data["obs_mean"])', "continuous_acting"),
-    ],
+    + r"""
+regularised_value | q + beta * log_behaviour => q - beta * log_behaviour
+regularised_value | - alpha * log_pi)) => + alpha * log_pi))
+regularised_value | log_pi.exp() * (q => (q
+policy_loss | return -regularised_value => return regularised_value
+policy_loss_leads_to_its_optimum | return -regularised_value => return regularised_value
+policy_loss_leads_to_its_optimum | - alpha * log_pi)) => - log_pi))
+policy_loss | q.detach(), log_behaviour.detach() => q, log_behaviour.detach()
+policy_loss | q.detach(), log_behaviour.detach() => q.detach(), log_behaviour
+{}_learner_loss | alpha if args.target_entropy else 0.0 => 0.0 if args.target_entropy else alpha
+{}_learner_loss | learner.q_target(batch.next_obs) => learner.q(batch.next_obs)
+{}_learner_loss | learner.behaviour(batch.next_obs) => learner.policy(batch.next_obs)
+{}_learner_loss | log_policy(args, learner, batch.next_obs) => log_policy(args, learner, batch.obs)
+{}_learner_loss | log_pi, q, log_behaviour, beta, alpha)  # => log_pi, q, log_behaviour, alpha, beta)  #
+{}_learner_loss | F.nll_loss(log_behaviour, => F.nll_loss(log_pi,
+log_policy | log_softmax(learner.policy(obs) => log_softmax(learner.q(obs)
+""",
+    "saq_bc": DATA
+    + LOOP
+    + STAGES
+    + SAQ_LOOP
+    + ACTING
+    + r"""
+{}_learner_loss | loss = F.cross_entropy(logits, batch.code) => loss = -F.cross_entropy(logits, batch.code)
+{}_learner_loss | cross_entropy(logits, batch.code) => cross_entropy(logits, batch.code, reduction="sum")
+{}_learner_loss | learner.policy(batch.obs) => learner.policy(batch.next_obs)
+{}_learner_loss | (logits, batch.code) => (logits, batch.code.roll(1))
+{}_learner_loss | (logits.argmax(1) == batch.code) => (logits.argmax(1) != batch.code)
+log_policy | (obs), dim=1) => (obs), dim=0)
+""",
+    "baselines/bc": CONTINUOUS
+    + r"""
+{}_learner_loss | .tanh() - action) => .tanh() + action)
+{}_learner_loss | .tanh() - action) =>  - action)
+{}_learner_loss | - action).pow(2).sum(-1) => - action).abs().sum(-1)
+log_density | (action - mean.tanh()) => (action - mean)
+log_density | .pow(2) - log_std - 0.5 * => .pow(2) + log_std - 0.5 *
+log_density_bounds | log_std = log_std.clamp(-5, 2) => log_std = log_std.clamp(-20, 20)
+{}_learner_loss | args.loss == "squared" => args.loss != "squared"
+{}_learner_loss | = -log_density => = log_density
+{}_learner_loss | log_density(gaussian, batch.action) => log_density(gaussian, batch.action.roll(1, 0))
+{}_learner_loss | learner.policy(batch.obs) => learner.policy(batch.action.repeat(1, 2))
+continuous_acting | chunk(2, dim=-1)[0].tanh()\n\n\ndef make => chunk(2, dim=-1)[1].tanh()\n\n\ndef make
+continuous_acting | chunk(2, dim=-1)[0].tanh()\n\n\ndef make => chunk(2, dim=-1)[0]\n\n\ndef make
+""",
     "baselines/cql": TD
+    + CONTINUOUS
     + GAUSSIAN
-    + [
-        (".pow(2) - log_std - 0.5 *", ".pow(2) + log_std - 0.5 *", "log_density_{}"),
-        ("(x - mean) / log_std.exp()", "(x - mean) * log_std.exp()", "log_density_{}"),
-        ("log_normal + 2 *", "log_normal - 2 *", "log_density_{}"),
-        ("2 * (x + F.softplus(-2 * x) - np.log(2))", "-(1 - x.tanh().pow(2)).log()", "log_density_far_out"),
-        ("(q - log_density)", "(q + log_density)", "estimate_converges_to_the_integral"),
-        ("(q - log_density)", "(q + log_density)", "continuous_conservative_loss"),
-        ("(q - log_density)", "q", "estimate_converges_to_the_integral"),
-        ("- np.log(q.shape[-1])", "", "estimate_converges_to_the_integral"),
-        ("(log_integral - data_q)", "(log_integral + data_q)", "continuous_conservative_loss"),
-        ("amin(0).amax(1)", "amax(0).amax(1)", "{}_learner_loss"),
-        ("amin(0).amax(1)", "amin(0).mean(1)", "{}_learner_loss"),
-        ("args.num_actions if args.max_backup else 1", "args.num_actions", "{}_learner_loss"),
-        ("uniform_(-1, 1)", "uniform_(0, 1)", "{}_learner_loss"),
-        ("-action.shape[1] * np.log(2)", "action.shape[1] * np.log(2)", "{}_learner_loss"),
-        ("x.detach().tanh(), next_x", "x.tanh(), next_x", "{}_learner_loss"),
-        ("log_pi.detach(), next_log_pi]", "next_log_pi, log_pi.detach()]", "{}_learner_loss"),
-        ("log_pi.detach(), next_log_pi]", "log_pi, next_log_pi]", "{}_learner_loss"),
-        ('values(learner["q_target"], next_obs', 'values(learner["q"], next_obs', "{}_learner_loss"),
-        (
-            "x[:, :1].tanh()).amin(0).squeeze(1)  # (B,)\n    learner",
-            "x[:, :1]).amin(0).squeeze(1)\n    learner",
-            "{}_learner_loss",
-        ),
-        ('learner["q"].requires_grad_(False)', "pass", "{}_learner_loss"),
-        ('learner["q"].requires_grad_(True)', "pass", "{}_learner_loss"),
-        ("(policy_q + temperature * entropy)", "(policy_q - temperature * entropy)", "{}_learner_loss"),
-        ("(policy_q + temperature * entropy)", "(policy_q + entropy)", "{}_learner_loss"),
-        ("log_temperature.exp().detach()", "log_temperature.exp()", "{}_learner_loss"),
-        ("entropy.detach() + action", "entropy.detach() - action", "{}_learner_loss"),
-        ("args.fixed_temperature or 1.0", "1.0", "{}_fixed_temperature"),
-        ("temperature.log()", "temperature", "{}_fixed_temperature"),
-        ("requires_grad=learned", "requires_grad=True", "{}_fixed_temperature"),
-        ("0.5 * q_loss", "q_loss", "{}_learner_loss"),
-        ("args.conservatism * penalty", "penalty", "{}_learner_loss"),
-        ("chunk(2, dim=-1)[0].tanh()", "chunk(2, dim=-1)[0]", "continuous_acting"),
-        ("chunk(2, dim=-1)[0].tanh()", "chunk(2, dim=-1)[1].tanh()", "continuous_acting"),
-    ],
+    + BY_UPDATE
+    + r"""
+log_density | (x - mean) / log_std.exp() => (x - mean) * log_std.exp()
+log_density | (log_normal - log_slope) => (log_normal + log_slope)
+log_density_far_out | -2 * (x + F.softplus(-2 * x) - np.log(2)) => (1 - x.tanh().pow(2)).log()
+estimate_converges_to_the_integral | (q - log_density) => (q + log_density)
+continuous_conservative_loss | (q - log_density) => (q + log_density)
+estimate_converges_to_the_integral | (q - log_density) => q
+estimate_converges_to_the_integral | - np.log(q.shape[-1]) =>
+continuous_conservative_loss | (log_integral - data_q) => (log_integral + data_q)
+{}_learner_loss | amin(0).amax(1) => amax(0).amax(1)
+{}_learner_loss | amin(0).amax(1) => amin(0).mean(1)
+{}_learner_loss | n if args.max_backup else 1 => n
+{}_learner_loss | uniform_(-1, 1) => uniform_(0, 1)
+{}_learner_loss | -action_dim * np.log(2) => action_dim * np.log(2)
+{}_learner_loss | x.detach().tanh(), next_x => x.tanh(), next_x
+{}_learner_loss | log_pi.detach(), next_log_pi] => next_log_pi, log_pi.detach()]
+{}_learner_loss | log_pi.detach(), next_log_pi] => log_pi, next_log_pi]
+{}_learner_loss | values(learner.q_target, batch.next_obs => values(learner.q, batch.next_obs
+{}_learner_loss | x[:, :1].tanh()).amin(0) => x[:, :1]).amin(0)
+{}_learner_loss | learner.q.requires_grad_(False) => pass
+{}_learner_loss | learner.q.requires_grad_(True) => pass
+{}_learner_loss | (policy_q + temperature * entropy) => (policy_q - temperature * entropy)
+{}_learner_loss | (policy_q + temperature * entropy) => (policy_q + entropy)
+{}_learner_loss | log_temperature.exp().detach() => log_temperature.exp()
+{}_learner_loss | entropy.detach() + action => entropy.detach() - action
+{}_temperature | torch.tensor(args.temperature).log() => torch.tensor(1.0).log()
+{}_temperature | torch.tensor(args.temperature).log() => torch.tensor(args.temperature)
+{}_temperature | requires_grad=args.learn_temperature => requires_grad=True
+{}_learner_loss | 0.5 * q_loss => q_loss
+{}_learner_loss | args.conservatism * penalty => penalty
+continuous_acting | chunk(2, dim=-1)[0].tanh() => chunk(2, dim=-1)[0]
+continuous_acting | chunk(2, dim=-1)[0].tanh() => chunk(2, dim=-1)[1].tanh()
+""",
     "baselines/iql": TD
-    + [
-        ("(error < 0)", "(error > 0)", "expectile_loss"),
-        ("error.pow(2)).mean()", "error.abs()).mean()", "expectile_loss"),
-        ("(action - mean) / log_std.exp()", "(action - mean) * log_std.exp()", "imitation_loss"),
-        (".pow(2) - log_std - 0.5 *", ".pow(2) + log_std - 0.5 *", "imitation_loss"),
-        ("return -(weight", "return (weight", "imitation_loss"),
-        ("log_std.clamp(-5, 2)", "log_std", "imitation_loss"),
-        ("amin(0).squeeze(1)  # (B,)", "amax(0).squeeze(1)  # (B,)", "{}_learner_loss"),
-        ('values(learner["q_target"], obs', 'values(learner["q"], obs', "{}_learner_loss"),
-        ('learner["v"](data["next_observations"]', 'learner["v"](data["observations"]', "{}_learner_loss"),
-        ("(target_q - value.detach())", "(value.detach() - target_q)", "{}_learner_loss"),
-        ("(target_q - value.detach())", "(target_q - value)", "{}_learner_loss"),
-        (".clamp(max=100)", "", "{}_learner_loss"),
-        ("target_q - value, args", "value - target_q, args", "{}_learner_loss"),
-        ('args.policy_std == "shared" else', 'args.policy_std != "shared" else', "{}_learner_loss"),
-        ("mean, log_std = (output, ", "log_std, mean = (output, ", "{}_learner_loss"),
-        ("return mean.tanh(), log_std", "return mean, log_std", "continuous_acting"),
-    ],
+    + CONTINUOUS
+    + rf"""
+expectile_loss | (error < 0) => (error > 0)
+expectile_loss | error.pow(2)).mean() => error.abs()).mean()
+imitation_loss | (action - mean) / log_std.exp() => (action - mean) * log_std.exp()
+imitation_loss | .pow(2) - log_std - 0.5 * => .pow(2) + log_std - 0.5 *
+imitation_loss | return -(weight => return (weight
+imitation_loss | log_std = log_std.clamp(-5, 2) => pass
+{BY_HAND} | if args.anneal_lr else => if True else
+{BY_HAND} | if args.anneal_lr else => if False else
+"""
+    + r"""
+{}_learner_loss | amin(0).squeeze(1) => amax(0).squeeze(1)
+{}_learner_loss | values(learner.q_target, batch.obs => values(learner.q, batch.obs
+{}_learner_loss | learner.v(batch.next_obs) => learner.v(batch.obs)
+{}_learner_loss | (target_q - v.detach()) => (v.detach() - target_q)
+{}_learner_loss | (target_q - v.detach()) => (target_q - v)
+{}_learner_loss | .clamp(max=100) =>
+{}_learner_loss | target_q - v, args => v - target_q, args
+{}_learner_loss | args.policy_std == "state" => args.policy_std != "state"
+{}_learner_loss | mean, log_std = output.chunk => log_std, mean = output.chunk
+continuous_acting | return mean.tanh(), log_std => return mean, log_std
+""",
     "baselines/brac": TD
+    + CONTINUOUS
     + GAUSSIAN
-    + [
-        (".pow(2) - log_std - 0.5 *", ".pow(2) + log_std - 0.5 *", "log_density_around_tanh"),
-        ("(action - mean.tanh())", "(action - mean)", "log_density_around_tanh"),
-        ("mean.tanh()) / log_std.exp()", "mean.tanh()) * log_std.exp()", "log_density_around_tanh"),
-        ("return mean.tanh() + log_std", "return mean + log_std", "draw"),
-        ("loss = -log_density", "loss = log_density", "behaviour_loss"),
-        (".amin(0) + beta", ".amax(0) + beta", "{}_learner_loss"),
-        ("+ beta * log_behaviour", "- beta * log_behaviour", "{}_learner_loss"),
-        ("- alpha * log_policy", "+ alpha * log_policy", "{}_learner_loss"),
-        ("action.clamp(-1, 1)", "action", "{}_learner_loss"),
-        ('learner["behaviour"](obs)  #', 'learner["policy"](obs)  #', "{}_learner_loss"),
-        ("args.entropy_weight * args.target_entropy", "args.entropy_weight", "{}_learner_loss"),
-        ('learner["q_target"], next_obs', 'learner["q"], next_obs', "{}_learner_loss"),
-        ('learner["q"].requires_grad_(False)', "pass", "{}_learner_loss"),
-        ('learner["q"].requires_grad_(True)', "pass", "{}_learner_loss"),
-        ('"losses/policy": -value.mean()', '"losses/policy": value.mean()', "{}_learner_loss"),
-        ("chunk(2, dim=-1)[0].tanh()", "chunk(2, dim=-1)[0]", "continuous_acting"),
-    ],
-    "baselines/aquadem": ACTING[:5]
-    + [
-        ("weights = probs if", "weights = 1 - probs if", "acting"),
-        ("F.relu(self.torso(F.dropout(obs, dropout)))", "self.torso(F.dropout(obs, dropout))", "candidates"),
-        ("dim=1)\n\n    @torch", "dim=1).flip(1)\n\n    @torch", "candidates"),
-        (".argmin(1) for s", ".argmax(1) for s", "candidates"),
-        ("obs.split(4096)", "obs.flip(0).split(4096)", "candidates"),
-        ("self.torso(F.dropout(obs, dropout))", "self.torso(obs)", "dropout"),
-        (
-            "= F.dropout(F.relu(self.torso(F.dropout(obs, dropout))), dropout)",
-            "= F.relu(self.torso(F.dropout(obs, dropout)))",
-            "dropout",
-        ),
-        ("last(F.dropout(relu(first(hidden)), dropout))", "last(relu(first(hidden)))", "dropout"),
-        ("dropout: float = 0.0", "dropout: float = 0.1", "candidates"),
-        ("quantizer.updates += 1", "pass", "dropout"),
-        ("softmin = -args.softmin", "softmin = args.softmin", "candidates_loss"),
-        ("(-distance / args.softmin)", "(distance / args.softmin)", "candidates_loss"),
-        ("- np.log(args.num_candidates)", "", "candidates_loss"),
-        (
-            'data["actions"][index][:, None]).pow(2).sum(2)',
-            'data["actions"][index][:, None]).abs().sum(2)',
-            "candidates_loss",
-        ),
-        ("fast.detach(), args.target_rate", "fast.detach(), 1 - args.target_rate", AQUADEM),
-        ("slow.lerp_(fast.detach(), args.target_rate)", "pass", AQUADEM),
-        (".requires_grad_(False)", "", AQUADEM),
-        ('learner["q_target"](obs)[b, code]', 'learner["q"](obs)[b, code]', AQUADEM),
-        ("[b, code] - learner", "[b, code] + learner", AQUADEM),
-        ('args.learner == "cql"', 'args.learner == "iql"', AQUADEM),
-        ("(next_obs).softmax(1)", "(obs).softmax(1)", AQUADEM),
-        ('* (1 - data["terminals"][index])', "", AQUADEM),
-        ("F.cross_entropy(q, code)", "F.cross_entropy(-q, code)", AQUADEM),
-        ("(error < 0)", "(error > 0)", AQUADEM),
-        ("(target.detach() - data_q)", "(target - data_q)", AQUADEM),
-        ("q=0.5, penalty", "q=1, penalty", AQUADEM),
-        ("penalty=args.conservatism", "penalty=1", AQUADEM),
-        ("iql=dict(q=1, v=1", "iql=dict(q=1, v=2", AQUADEM),
-        ('"cql": q, "iql"', '"cql": -q, "iql"', AQUADEM),
-        ("q / args.temperature", "q * args.temperature", AQUADEM),
-    ],
-    "vqvae": [
-        ("argmin(dim=1)", "argmax(dim=1)", "nearest_code_equals_brute_force"),
-        ("- 2 * embedding @", "- embedding @", "nearest_code_equals_brute_force"),
-        ("self.codebook.pow(2).sum(1) -", "-", "nearest_code_equals_brute_force"),
-        ("embedding + (quantized - embedding).detach()", "quantized", "straight_through"),
-        ("embedding + (quantized - embedding).detach()", "embedding", "straight_through"),
-        ("embedding + (quantized - embedding).detach()", "embedding", "quantizer_loss"),
-        ("(embedding.detach() - quantized)", "(embedding - quantized)", "who_moves_whom"),
-        ("(embedding - quantized.detach())", "(embedding - quantized)", "who_moves_whom"),
-        ("(embedding - quantized.detach())", "(embedding.detach() - quantized)", "quantizer_loss"),
-        ('requires_grad=form != "ema"', "requires_grad=True", "who_moves_whom"),
-        ("loss = reconstruction + commitment", "loss = reconstruction", "quantizer_loss"),
-        ("loss = reconstruction + commitment", "loss = reconstruction - commitment", "quantizer_loss"),
-        ("loss = loss + codebook", "loss = loss - codebook", "quantizer_loss"),
-        ('self.form != "ema":', 'self.form == "ema":', "quantizer_loss"),
-        ('self.form != "paper":', 'self.form == "official":', "quantizer_loss"),
-        ('self.form != "paper":', 'self.form == "paper":', "paper_sums_where_the_official_code_averages"),
-        ("- action).pow(2).sum(1)", "- action).pow(2).mean(1)", "quantizer_loss"),
-        ("if self.training:", "if True:", "eval_mode_moves_nothing"),
-        (
-            "usage.lerp_(chosen.mean(0), 1 - decay)",
-            "usage.lerp_(chosen.mean(0), decay)",
-            "ema_moves_codes_to_the_running_mean",
-        ),
-        ("chosen.T @ embedding / len(embedding)", "chosen.T @ embedding", "ema_moves_codes_to_the_running_mean"),
-        ('if self.form == "ema":', 'if self.form != "ema":', "ema_moves_codes_to_the_running_mean"),
-        ("self.usage < 0.1 * share", "self.usage > 0.1 * share", "dead_codes_are_revived"),
-        ("if self.revive:", "if not self.revive:", "dead_codes_are_revived"),
-        ("share * fresh", "fresh", "dead_codes_are_revived"),
-        ("self.usage.masked_fill_(dead[:, 0], share)", "pass", "dead_codes_are_revived"),
-        (" % len(embedding)", "", "revival_in_a_batch_smaller_than_the_codebook"),
-        ("return torch.cat([obs, x], dim=-1) if", "return torch.cat([0 * obs, x], dim=-1) if", "condition_on_obs"),
-        ("obs_dim if condition_on_obs else 0", "obs_dim", "condition_on_obs"),
-        ("obs.split(65_536)", "obs.flip(0).split(65_536)", "encode_more_rows_than_one_part"),
-    ],
+    + BY_UPDATE
+    + rf"""
+log_density | (action - mean.tanh()) => (action - mean)
+log_density | mean.tanh()) / log_std.exp() => mean.tanh()) * log_std.exp()
+draw | return mean.tanh() + log_std => return mean + log_std
+behaviour_loss | loss = -log_density => loss = log_density
+{BY_HAND} | learner.policy.load_state_dict( => str(
+{BY_HAND} | learner.behaviour.requires_grad_(False).state => learner.behaviour.state
+{BY_HAND} | load_state_dict(learner.behaviour.requires => load_state_dict(learner.policy.requires
+"""
+    + r"""
+{}_learner_loss | .amin(0)  # (B, n) => .amax(0)  # (B, n)
+{}_learner_loss | + beta * log_behaviour - => - beta * log_behaviour -
+{}_learner_loss | - alpha * log_pi\n => + alpha * log_pi\n
+{}_learner_loss | action.clamp(-1, 1) => action
+{}_learner_loss | learner.behaviour(obs)  # => learner.policy(obs)  #
+{}_learner_loss | alpha if args.target_entropy else 0.0 => alpha
+{}_learner_loss | learner.q_target, batch.next_obs => learner.q, batch.next_obs
+{}_learner_loss | learner.q.requires_grad_(False) => pass
+{}_learner_loss | learner.q.requires_grad_(True) => pass
+{}_learner_loss | policy_loss = -value.mean() => policy_loss = value.mean()
+continuous_acting | chunk(2, dim=-1)[0].tanh() => chunk(2, dim=-1)[0]
+""",
+    "baselines/aquadem": REWARDS
+    + MOVE_TARGET
+    + DATA
+    + LOOP
+    + BY_UPDATE
+    + STAGES
+    + ACTING.partition("acting | repeat_interleave")[0]
+    + r"""
+acting | weights = probs\n => weights = 1 - probs\n
+candidates | F.relu(self.torso(F.dropout(obs, dropout))) => self.torso(F.dropout(obs, dropout))
+candidates | for head in self.heads], dim=1) => for head in self.heads], dim=1).flip(1)
+candidates | .argmin(1) for s => .argmax(1) for s
+candidates | obs.split(4096) => obs.flip(0).split(4096)
+dropout | self.torso(F.dropout(obs, dropout)) => self.torso(obs)
+dropout | hidden = F.dropout(F.relu( => hidden = (lambda x, p: x)(F.relu(
+dropout | F.dropout(head[:2](hidden), dropout) => head[:2](hidden)
+candidates | dropout: float = 0.0 => dropout: float = 0.1
+candidates_loss | (-args.softmin * log_mean) => (args.softmin * log_mean)
+candidates_loss | (-distance / args.softmin) => (distance / args.softmin)
+candidates_loss | - np.log(args.num_candidates) =>
+candidates_loss | batch.action[:, None]).pow(2).sum(2) => batch.action[:, None]).abs().sum(2)
+measure_quantizer | distance.amin(1) => distance.mean(1)
+"""
+    + "".join(
+        f"{AQUADEM} | {change}\n"
+        for change in (
+            "learner.q_target(batch.obs) => learner.q(batch.obs)",
+            "(target_q - v).pow(2) => (target_q + v).pow(2)",
+            'args.learner == "cql":  # E => args.learner == "iql":  # E',
+            'args.learner == "cql":\\n        loss => args.learner == "iql":\\n        loss',
+            "learner.q(batch.next_obs).softmax(1) => learner.q(batch.obs).softmax(1)",
+            "* (1 - batch.terminal) =>",
+            "F.cross_entropy(q, batch.code) => F.cross_entropy(-q, batch.code)",
+            "(target_q < v) => (target_q > v)",
+            "with torch.no_grad():\\n        target_q => with torch.enable_grad():\\n        target_q",
+            "0.5 * q_loss + => q_loss +",
+            "args.conservatism * penalty => penalty",
+            "q_loss + v_loss + behaviour_loss => q_loss + 2 * v_loss + behaviour_loss",
+            '"cql": q, => "cql": -q,',
+            "q / args.temperature => q * args.temperature",
+        )
+    ),
+    "vqvae": r"""
+encode_is_the_nearest_vector | argmin(dim=1) => argmax(dim=1)
+encode_is_the_nearest_vector | - 2 * embedding @ => - embedding @
+encode_is_the_nearest_vector | self.codebook.pow(2).sum(1) - => -
+encode_more_rows_than_one_part | obs.split(65_536) => obs.flip(0).split(65_536)
+quantizer_loss | embedding + (quantized - embedding).detach() => quantized
+quantizer_loss | embedding + (quantized - embedding).detach() => embedding
+decode_is_what_training_decodes | embedding + (quantized - embedding).detach() => embedding
+quantizer_loss | (embedding.detach() - quantized) => (embedding - quantized)
+quantizer_loss | (embedding - quantized.detach()) => (embedding - quantized)
+quantizer_loss | (embedding - quantized.detach()) => (embedding.detach() - quantized)
+quantizer_loss | requires_grad=form != "ema" => requires_grad=True
+quantizer_loss | loss = reconstruction + commitment => loss = reconstruction
+quantizer_loss | loss = reconstruction + commitment => loss = reconstruction - commitment
+quantizer_loss | loss = loss + ( => loss = loss - (
+quantizer_loss | if self.form != "ema":  # => if self.form == "ema":  #
+quantizer_loss | 1 if form == "paper" => 1 if form == "official"
+quantizer_loss | 1 if form == "paper" => 1 if form != "official"
+quantizer_loss | 1 if form == "paper" else embedding_dim => embedding_dim
+quantizer_loss | - action).pow(2).sum(1) => - action).pow(2).mean(1)
+quantizer_loss | return loss, { => self.move_codebook(embedding, code); return loss, {
+ema_moves_vectors_to_the_running_mean | chosen.mean(0), 1 - decay) => chosen.mean(0), decay)
+ema_moves_vectors_to_the_running_mean | chosen.T @ embedding / len(embedding) => chosen.T @ embedding
+ema_moves_vectors_to_the_running_mean | if self.form == "ema":\n => if self.form != "ema":\n
+ema_moves_vectors_to_the_running_mean | (self.usage[:, None] > 1e-6, mean => (self.usage[:, None] > -1, mean
+dead_codes_are_revived | if self.form == "ema":\n => if True:\n
+dead_codes_are_revived | self.usage < 0.1 * share => self.usage > 0.1 * share
+dead_codes_are_revived | if self.revive: => if not self.revive:
+dead_codes_are_revived | share * fresh => fresh
+dead_codes_are_revived | self.usage.masked_fill_(dead[:, 0], share) => pass
+revival_in_a_batch_smaller_than_the_codebook |  % len(code) =>
+condition_on_obs | return torch.cat([obs, x], dim=-1) if => return torch.cat([0 * obs, x], dim=-1) if
+condition_on_obs | obs_dim if condition_on_obs else 0 => obs_dim
+""",
+    "runs": r"""
+settings_per_domain | env_id.startswith(begin) => env_id.endswith(begin)
+settings_per_domain | defaults |= values => defaults = values | defaults
+settings_per_domain | if word not in ("-h", "--help") => if word
+limits | not low <= value <= high => not low < value < high
+limits | not low <= value <= high => value < low or value > high
+limits | (1 if isinstance(value, int) else 0, 1e9) => (0, 1e9)
+limits | if name in fixed and value != => if value !=
+device | and not torch.cuda.is_available() => and False
+device | "cuda" if torch.cuda.is_available() else "cpu" => "cpu"
+device | if args.device == "auto" else args.device =>
+flags_of_a_resumed_run | free = RESUME if early.resume => free = PLAY if early.resume
+flags_of_a_resumed_run | if name not in free} => if False}
+flags_of_a_resumed_run | {"resume", "device" => {"resume", "seed", "device"
+flags_of_a_run_that_is_played | PLAY | set(play)\n => PLAY\n
+flags_of_a_run_that_is_played | {"evaluate", "dataset_path" => {"evaluate", "lr", "dataset_path"
+flags_of_a_run_that_takes_a_quantizer | if name in QUANTIZER => if name not in QUANTIZER
+flags_of_a_run_that_takes_a_quantizer | default=cls(**defaults | fixed) => default=cls(**defaults)
+changes_of_a_loaded_policy | if name not in PLAY | set(play): => if False:
+changes_of_a_loaded_policy | if choices and value not in choices: => if False:
+changes_of_a_loaded_policy | "device": "cpu", **changes => "device": "cpu"
+changes_of_a_loaded_policy | "device": "cpu", =>
+what_is_no_run | except Exception as error: => except OSError as error:
+what_is_no_run | saved["args"].keys(), saved["stages"] => saved["args"].keys(), {}
+whose_run_it_is | if cls and (owner != script or => if cls and (
+whose_run_it_is | or names != {field.name for field in fields(cls)} =>
+an_unfinished_stage | if stage and not => if False and not
+an_unfinished_stage | .get("finished"): => .get("step"):
+resume_after_a_kill_in_any_file | os.replace(path.with_suffix(".tmp"), path) => path.write_bytes(content)
+files_of_a_run | os.replace(path.with_suffix(".tmp"), path) => path.write_bytes(content)
+id_with_a_slash | .replace('/', '-') =>
+seconds_go_on_after_a_kill | if args.resume:\n => if False:\n
+resume_after_a_kill_in_any_file | args.resume or Path( => Path(
+resume_after_a_kill_in_any_file | model.load_state_dict(state["model"]) => pass
+resume_after_a_kill_in_any_file | optimizer.load_state_dict(state["optimizer"]) => pass
+resume_after_a_kill_in_any_file | generator.set_state(state["generator"]) => pass
+resume_after_a_kill_in_any_file | torch.set_rng_state(cpu) => pass
+resume_after_a_kill_in_any_file | return state["step"] => return 0
+resume_after_a_kill_in_any_file | "optimizer": optimizer.state_dict(), => "optimizer": {},
+quantizer_of_another_run | other["stages"]["quantizer"] => {**other["stages"]["quantizer"], "step": 0}
+quantizer_of_another_run | if row["stage"] == "quantizer" =>
+quantizer_of_another_run | if not torch.equal(other => if False and (other
+log_and_record | self.sums.get(name, 0) + metric => metric
+log_and_record | float(total) / self.count => float(total)
+log_and_record | self.count / (self.last - self.start) => self.count / (time.time() - self.start)
+log_and_record | self.count + 1, time.time() => self.count, time.time()
+log_and_record | {**measured, f"time => {f"time
+log_and_record | self.saved["returns"] = row.pop("returns", []) => row.pop("returns", [])
+log_and_record | "finished": step == steps => "finished": True
+log_and_record | add_scalar(name, value, step) => add_scalar(name, value, 0)
+log_and_record | self._save()\n        self._begin()\n        return => self._save()\n        return
+log_and_record | self._save()\n        self._begin()\n        return => self._begin()\n        return
+log_and_record | not name.startswith(("time", "charts")) => not name.startswith("time")
+seconds_go_on_after_a_kill | ["seconds"] + time.time() => ["seconds"] * 0 + time.time()
+track | wandb.define_metric("*", step_metric="step") => wandb.define_metric("*", step_metric="stage")
+track | self.wandb.log({"stage": stage, "step": step} | row) => self.wandb.log(row)
+track | id=self.folder.name => id=script
+files_of_a_run | "score": scores[-1] => "score": max(scores)
+files_of_a_run | max(scores),\n => scores[-1],\n
+files_of_a_run | "returns": returns => "returns": []
+files_of_a_run | {"script": script, **self.saved["args"]} => self.saved["args"]
+files_of_a_run | str(row.get(name, "")) for name in columns => str(value) for value in row.values()
+""",
 }
-# Of the run around the losses: noticed by resuming a killed run, or by playing a finished one.
-RUN_MUTATIONS = [
-    ("torch.manual_seed(args.seed)", "pass"),
-    ('model.load_state_dict(state["model"])', "pass"),
-    ('optimizer.load_state_dict(state["optimizer"])', "pass"),
-    ('generator.set_state(state["generator"])', "pass"),
-    ('for first in range(state["step"], steps', "for first in range(0, steps"),
-    ('"returns", "obs_mean"', '"obs_mean"'),
-    ('learner.load_state_dict(checkpoint["stages"]["learner"]["model"])', "pass"),
-    ('vqvae.load_state_dict(checkpoint["stages"]["quantizer"]["model"])', "pass"),
-    ("probs.new_tensor(uniform)", "probs.new_tensor(np.random.rand(len(uniform)))"),
-    ("args.eval_episodes, args.seed", "args.eval_episodes, int(time.time_ns() % 1000)"),
-    ("data = {name: checkpoint[name].to(args.device)", "data = {name: 0 * checkpoint[name].to(args.device) + 1"),
-]
-CASES = [(script, *mutation) for script, mutations in MUTATIONS.items() for mutation in mutations]
+
+
+def cases(script):
+    """(script, test, changes) for each line."""
+    for line in dict.fromkeys(MUTATIONS[script].replace(" =>\n", " => \n").splitlines()):
+        if line:
+            test, _, changes = line.partition(" | ")
+            pairs = [change.split(" => ") for change in changes.split(" && ")]
+            yield script, test, [(old.replace("\\n", "\n"), new.replace("\\n", "\n")) for old, new in pairs]
+
+
+CASES = [case for script in MUTATIONS for case in cases(script)]
 
 
 def calls(function, script, request):
@@ -319,62 +478,47 @@ def calls(function, script, request):
             yield arguments | {name: request.getfixturevalue(name) for name in fixtures}
 
 
-def find(script, test):
-    """The name of a test, in which {} stands for the method, and its file."""
+def run_test(script, test, module, request, monkeypatch):
+    """A function that calls the named test with `module` in the place of the script."""
     name = f"test_{test.format(script.removeprefix('saq_').replace('baselines/', 'continuous_'))}"
-    return name, next(tests for tests in (test_losses, test_baselines, test_vqvae) if hasattr(tests, name))
+    tests = next(tests for tests in TESTS if hasattr(tests, name))
+    function = getattr(tests, name)
+    arguments_of_calls = list(calls(function, script, request))
+    assert arguments_of_calls
+    for made in {script, "saq_bc", "saq_cql", "saq_iql"} & SCRIPTS.keys():
+        request.getfixturevalue("finished")(made)  # by the script as it is
 
-
-@pytest.mark.parametrize(("script", "old", "new", "test"), CASES)
-def test_mutation_is_noticed(script, old, new, test, tmp_path, monkeypatch, request):
-    path = PATHS.get(script, ROOT / f"{script}.py")
-    source = path.read_text()
-    assert old in source, "the line has changed: bring the list up to date"
-    (tmp_path / path.name).write_text(source.replace(old, new, 1))
-    mutant = load(tmp_path / path.name, "mutant")
-    name, tests = find(script, test)
-    arguments_of_calls = list(calls(getattr(tests, name), script, request))
-    monkeypatch.setattr(tests, script.replace("/", "_"), mutant)
-    with pytest.raises(Exception):  # noqa: B017 - a crash is noticed as well
+    def run():
         for arguments in arguments_of_calls:
-            getattr(tests, name)(**arguments)
-
-
-def check_run(folder, monkeypatch):
-    """A finished run of saq_bc plays as it did, a killed one ends as if it had not been killed."""
-    flags = ["--env-id", HOPPER, "--dataset-path", dataset(folder / "data.hdf5")]
-    for acting in ("sample", "mean"):  # drawn codes may stay the same where the mean changes
-        whole = run("saq_bc", folder, *flags, "--acting", acting)
-        assert play("saq_bc", "--evaluate", whole) == result(whole)["score"]
-    flags += ["--acting", "mean"]
-    count = test_resume.writes("saq_bc", folder, flags, monkeypatch)
-    for number in (count - 2, count):  # after the learner's first checkpoint, and before result.json
-        test_resume.check_kill("saq_bc", number, whole, flags, folder / str(number), monkeypatch)
-
-
-@pytest.mark.parametrize(("old", "new"), RUN_MUTATIONS)
-def test_mutation_of_the_run_is_noticed(old, new, tmp_path, monkeypatch):
-    source = PATHS["saq_bc"].read_text()
-    assert old in source, "the line has changed: bring the list up to date"
-    (tmp_path / "saq_bc.py").write_text(source.replace(old, new, 1))
-    monkeypatch.setitem(SCRIPTS, "saq_bc", load(tmp_path / "saq_bc.py", "mutant"))
-    with pytest.raises(Exception):  # noqa: B017
-        check_run(tmp_path, monkeypatch)
-
-
-def test_every_script_has_mutations():
-    assert MUTATIONS.keys() == {*PATHS, "vqvae"}
-    assert all(len(mutations) >= 6 for mutations in MUTATIONS.values())
-
-
-def test_unchanged_copies_pass(tmp_path, monkeypatch, request):
-    """What fails above fails because of the change, not because it runs in a copy."""
-    check_run(tmp_path, monkeypatch)
-    for script, tests in itertools.groupby(CASES, key=lambda case: case[0]):
-        path = PATHS.get(script, ROOT / f"{script}.py")
-        copy = load(Path(path), "mutant")
-        for name, module in {find(script, case[3]) for case in tests}:
             with monkeypatch.context() as patch:
-                patch.setattr(module, script.replace("/", "_"), copy)
-                for arguments in calls(getattr(module, name), script, request):
-                    getattr(module, name)(**arguments)
+                patch.setattr(tests, script.replace("/", "_"), module, raising=False)
+                if script in SCRIPTS:
+                    patch.setitem(SCRIPTS, script, module)
+                function(**arguments | ({"monkeypatch": patch} if "monkeypatch" in arguments else {}))
+
+    return run
+
+
+@pytest.mark.parametrize(("script", "test", "changes"), CASES)
+def test_mutation_is_noticed(script, test, changes, tmp_path, monkeypatch, request):
+    source = FILES[script].read_text()
+    for old, new in changes:
+        assert old in source, f"the line has changed: bring the list up to date: {old}"
+        source = source.replace(old, new, 1)
+    path = tmp_path / "mutant" / FILES[script].name
+    path.parent.mkdir()
+    path.write_text(source)
+    try:
+        mutant = load(path, "mutant")
+    except SyntaxError:
+        pytest.fail("this is no Python")
+    run = run_test(script, test, mutant, request, monkeypatch)
+    with pytest.raises((Exception, pytest.fail.Exception)):  # a crash is noticed as well
+        run()
+
+
+def test_unchanged_copies_pass(monkeypatch, request):
+    """What fails above fails because of the change, not because it runs in a copy."""
+    assert MUTATIONS.keys() == FILES.keys() and {*SAQ} < MUTATIONS.keys()
+    for script, test in dict.fromkeys(case[:2] for case in CASES):
+        run_test(script, test, load(FILES[script], "mutant"), request, monkeypatch)()

@@ -66,15 +66,14 @@ def train(args, spaces=SPACES):
             optimizer.step()
             run.log({f"losses/{stage}": loss})
             if (step + 1) % 4 == 0 or step + 1 == args.steps:
-                score = model.weight.item()
+                score = model.weight.item() * (step - 5)
                 measured = {"eval/score": score, "returns": [score, step]} if stage == "learner" else {}
                 run.record(stage, step + 1, args.steps, measured, model, optimizer, generator)
     run.finish()
     return run.folder
 
 
-@pytest.fixture
-def whole(tmp_path):
+def whole_run(tmp_path):
     return train(Args(runs_dir=str(tmp_path / "whole"), codebook_size=5))
 
 
@@ -118,7 +117,8 @@ def test_device(monkeypatch):
         parse("--device", "cuda")
 
 
-def test_flags_of_a_resumed_run(whole):
+def test_flags_of_a_resumed_run(tmp_path):
+    whole = whole_run(tmp_path)
     saved = replace(Args(**checkpoint(whole)["args"]), resume=str(whole))
     assert parse("--resume", whole) == saved and saved.codebook_size == 5  # no settings of its task
     given = parse("--resume", whole, "--threads", 2, "--track", "--capture-video")
@@ -129,7 +129,8 @@ def test_flags_of_a_resumed_run(whole):
             parse("--resume", whole, *flags.split())
 
 
-def test_flags_of_a_run_that_is_played(whole):
+def test_flags_of_a_run_that_is_played(tmp_path):
+    whole = whole_run(tmp_path)
     free = "--seed 3 --eval-episodes 9 --dataset-path x --threads 2 --capture-video --acting sample".split()
     args = parse("--evaluate", whole, *free, play=("acting",))
     assert (args.seed, args.eval_episodes, args.acting, args.codebook_size) == (3, 9, "sample", 5)
@@ -138,8 +139,9 @@ def test_flags_of_a_run_that_is_played(whole):
             parse("--evaluate", whole, *flags.split())
 
 
-def test_flags_of_a_run_that_takes_a_quantizer(whole):
+def test_flags_of_a_run_that_takes_a_quantizer(tmp_path):
     """The quantizer brings its own arguments, all others are this run's."""
+    whole = whole_run(tmp_path)
     args = parse("--quantizer-from", whole, "--steps", 3)
     assert (args.codebook_size, args.revive, args.steps, args.lr, args.resume) == (5, False, 3, 0.5, "")
     assert parse("--quantizer-from", whole, "--codebook-size", 5).codebook_size == 5
@@ -148,8 +150,22 @@ def test_flags_of_a_run_that_takes_a_quantizer(whole):
             parse("--quantizer-from", whole, *flags.split())
 
 
+def test_changes_of_a_loaded_policy(tmp_path):
+    """On the CPU, whatever it was trained on; only what playing may change, only to what there is."""
+    whole = whole_run(tmp_path)
+    args = checkpoint(whole)["args"] | {"device": "cuda"}
+    loaded = runs.change(Args, args, ("acting",), {"acting": "sample", "seed": 3})
+    assert loaded == replace(Args(**args), device="cpu", acting="sample", seed=3)
+    for changes in ({"acting": "best"}, {"lr": 3.0}, {"unknown": 1}, {"device": "tpu"}):
+        with pytest.raises(d4rl.UsageError, match=next(iter(changes))):
+            runs.change(Args, args, ("acting",), changes)
+    with pytest.raises(d4rl.UsageError, match="acting"):
+        runs.change(Args, args, (), {"acting": "sample"})
+
+
 # --- reading a run ---
-def test_what_is_no_run(whole, tmp_path):
+def test_what_is_no_run(tmp_path):
+    whole = whole_run(tmp_path)
     (tmp_path / "empty").mkdir()
     for content in (b"", b"[1, 2]", (whole / "checkpoint.pt").read_bytes()[:-300]):
         (tmp_path / "foreign").mkdir(exist_ok=True)
@@ -166,7 +182,8 @@ def test_what_is_no_run(whole, tmp_path):
     assert not list((tmp_path / "empty").iterdir()) and not (tmp_path / "nowhere").exists()
 
 
-def test_whose_run_it_is(whole):
+def test_whose_run_it_is(tmp_path):
+    whole = whole_run(tmp_path)
     for rest in ([], ["toy", Args], ["toy", Args, "learner"]):
         assert runs.read_run(str(whole), *rest)["script"] == "toy"
     with pytest.raises(d4rl.UsageError, match="is a run of toy.py"):
@@ -176,7 +193,8 @@ def test_whose_run_it_is(whole):
 
 
 @pytest.mark.parametrize("change", [dict(finished=False), None])
-def test_an_unfinished_stage(change, whole):
+def test_an_unfinished_stage(change, tmp_path):
+    whole = whole_run(tmp_path)
     saved = checkpoint(whole)
     stage = saved["stages"].pop("quantizer")
     saved["stages"] |= {"quantizer": stage | change} if change else {}
@@ -188,7 +206,8 @@ def test_an_unfinished_stage(change, whole):
 
 
 # --- the folder ---
-def test_files_of_a_run(whole):
+def test_files_of_a_run(tmp_path):
+    whole = whole_run(tmp_path)
     env, script, seed, _ = whole.name.split("__")
     assert (env, script, seed) == ("hopper-a", "toy", "0")
     names = {path.name for path in whole.iterdir()}
@@ -200,7 +219,8 @@ def test_files_of_a_run(whole):
     steps = [("quantizer", "4"), ("quantizer", "8"), ("quantizer", "10"), ("learner", "4"), ("learner", "8")]
     assert [(row["stage"], row["step"]) for row in rows] == [*steps, ("learner", "10")]
     saved, scores = checkpoint(whole), [float(row["eval/score"]) for row in rows if row["eval/score"]]
-    assert len(scores) == 3 and scores[-1] == saved["stages"]["learner"]["model"]["weight"].item()
+    assert len(scores) == 3 and scores[-1] == 4 * saved["stages"]["learner"]["model"]["weight"].item()
+    assert scores[-1] < max(scores)
     assert all(stage["finished"] and stage["step"] == 10 for stage in saved["stages"].values())
     assert [tuple(x) for x in saved["spaces"]] == [(0.5,), (2.0,), (-1.0,), (1.0,)]
     wanted = {"score": scores[-1], "best_score": max(scores), "returns": [scores[-1], 9], "episodes": 2}
@@ -246,7 +266,8 @@ def read_csv(folder):
         return list(csv.DictReader(file))
 
 
-def test_tensorboard_holds_the_metrics(whole):
+def test_tensorboard_holds_the_metrics(tmp_path):
+    whole = whole_run(tmp_path)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(whole)).Reload()
@@ -273,7 +294,8 @@ class Wandb:
         self.rows.append(row)
 
 
-def test_track(whole, tmp_path, monkeypatch):
+def test_track(tmp_path, monkeypatch):
+    whole = whole_run(tmp_path)
     monkeypatch.setitem(sys.modules, "wandb", wandb := Wandb())
     folder = train(Args(runs_dir=str(tmp_path), codebook_size=5, track=True))
     assert metrics(folder) == metrics(whole)
@@ -282,8 +304,9 @@ def test_track(whole, tmp_path, monkeypatch):
     assert sent == [{k: v for k, v in row.items() if v} for row in metrics(folder)]
 
 
-def test_quantizer_of_another_run(whole, tmp_path):
+def test_quantizer_of_another_run(tmp_path):
     """Taken over with its rows; the rest is a new run, which it does not change."""
+    whole = whole_run(tmp_path)
     before = checkpoint(whole)
     args = Args(runs_dir=str(tmp_path / "taken"), codebook_size=5, quantizer_from=str(whole))
     taken = train(args)
@@ -313,8 +336,9 @@ def break_write(monkeypatch, number, at="half"):
     return count
 
 
-def test_resume_after_a_kill_in_any_file(whole, tmp_path, monkeypatch):
+def test_resume_after_a_kill_in_any_file(tmp_path, monkeypatch):
     """Twice: the run that goes on dies too, two files later."""
+    whole = whole_run(tmp_path)
     with monkeypatch.context() as patch:
         count = break_write(patch, number=-1)
         train(Args(runs_dir=str(tmp_path / "counted"), codebook_size=5))

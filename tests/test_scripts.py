@@ -171,7 +171,7 @@ def choices():
                     yield script, [f"--{flag}", value]
 
 
-@pytest.mark.parametrize(("script", "flags"), choices(), ids=lambda part: "".join(part))
+@pytest.mark.parametrize(("script", "flags"), list(choices()), ids=lambda part: "".join(part))
 def test_a_saved_run_plays_as_it_did(script, flags, finished, tmp_path):
     """Hopper's return changes with the last bit of any action, so equal scores are equal actions."""
     plain, data = finished(script)
