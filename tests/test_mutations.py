@@ -1,8 +1,8 @@
 """The tests notice what they are for: each change of a line below makes the named test fail.
 
 A line reads `test | old => new`; ` && ` joins changes made at once, and \\n stands for the end of a line. In
-the name of a test, {} stands for the method: iql in saq_iql.py, continuous_iql in baselines/iql.py. What several
-scripts have in common is changed in one of them: test_copies.py says that it is the same in the others.
+the name of a test, {} stands for the method: iql in saq_iql.py, continuous_iql in baselines/iql.py. What
+several scripts have in common is changed in one: test_copies.py says that it is the same in the others.
 """
 
 import inspect
@@ -104,9 +104,8 @@ load_data | next_obs = (next_obs - spaces.obs_mean) / spaces.obs_std => pass
 SAQ_LOOP = rf"""
 {BY_HAND} | vqvae.move_codebook(embedding, code) => pass
 {BY_HAND} | optimizer.step() => pass && run.log(metrics) => optimizer.step(); run.log(metrics)
-{BY_HAND} | "quantizer", vqvae, learner, data) => "learner", vqvae, learner, data)
-"""
-SAQ_LOOP += r"""
+{BY_HAND} | code=vqvae.encode(data.obs, data.action) => code=early && train(args, run, "quantizer" => """
+SAQ_LOOP += r"""early = vqvae.encode(data.obs, data.action); train(args, run, "quantizer"
 measure_quantizer | error = vqvae.decode(data.obs[heldout] => error = vqvae.decode(data.obs[heldout + 1]
 measure_quantizer | error.pow(2).sum(1) => error.pow(2).mean(1)
 """
