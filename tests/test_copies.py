@@ -28,7 +28,7 @@ OWN = {
     "LIMITS": "each method has its own hyperparameters",
     "ACTING": "each method has its own hyperparameters",
 }
-# Scripts whose copies differ from the others', but are equal among themselves. The first fitting pattern counts.
+# Scripts whose copies differ from the others', but are equal among themselves. The first pattern counts.
 DIFFERS = {
     "Transitions": {"baselines/[!a]*": "no codes"},
     "Args.temperature": {"baselines/cql": "of the policy's entropy, not of the advantage"},
