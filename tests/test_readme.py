@@ -1,208 +1,245 @@
-"""What README and docs say is true: commands, flags, links, quoted code, columns, lengths."""
+"""What README and docs say is true: commands, flags, links, quoted code, columns, shown output."""
 
 import re
 import shlex
+import subprocess
 import sys
 from dataclasses import asdict, fields
 
 import pytest
 import torch
-from common import HOPPER, PATHS, ROOT, SAQ, SCRIPTS, dataset, run
+import tyro
+from common import PATHS, ROOT, SAQ, SCRIPTS, load, metrics
 
 import d4rl
+import vqvae
 from d4rl import __main__ as cli
 
-PAGES = {
-    str(path.relative_to(ROOT)): path for path in [*ROOT.glob("*.md"), *sorted(ROOT.rglob("docs/**/*.md"))]
-}
-TEXTS = {page: path.read_text() for page, path in PAGES.items()}
-README = TEXTS["README.md"]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+PAGES = {str(path.relative_to(ROOT)): path for path in PAGES}
+BENCHMARKS = {f"benchmark/{path.stem}": path for path in ROOT.glob("benchmark/*.py")}
+BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 
 
-def prose(text):
-    """Without fenced blocks."""
-    return re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
+def blocks(text, *languages):
+    return [content for language, content in BLOCK.findall(text) if language in languages]
 
 
-def fenced(text, *languages):
-    pattern = rf"^ *```(?:{'|'.join(languages)})\n(.*?)^ *```"
-    return re.findall(pattern, text, re.MULTILINE | re.DOTALL)
+def inline_code(text):
+    return re.findall(r"`([^`\n]+)`", BLOCK.sub("", text))
 
 
-def inline(text):
-    return re.findall(r"`([^`\n]+)`", prose(text))
-
-
-# --- commands and flags ---
 def commands(text):
-    """(file, arguments) of every `python FILE.py ...`, and ("-m d4rl", arguments)."""
-    blocks = [block.replace("\\\n", " ") for block in fenced(text, "bash", "sh", "console")]
-    for line in [*"\n".join(blocks).splitlines(), *inline(text)]:
-        for part in re.split(r"&&|;|\|", line.split(" #")[0]):
-            if found := re.search(r"\bpython (-m d4rl(?!\.)|\S+\.py)\b(.*)", part):
-                yield found[1], shlex.split(found[2])
+    """(file, arguments) of every `python FILE.py ...` in blocks and inline code, and of `python -m d4rl ...`.
+
+    In a block of text, a first line that begins with "$ " is a command above its output.
+    """
+    shown = [block[2:].split("\n")[0] for block in blocks(text, "text") if block.startswith("$ ")]
+    for code in [*blocks(text, "bash", "sh", "console"), *shown, *inline_code(text)]:
+        for part in re.split(r"&&|;|\||\n", re.sub(r" #.*", "", code.replace("\\\n", " "))):
+            words = shlex.split(part) if re.search(r"python3? .*(\.py|-m d4rl )", part) else []
+            names = [i for i, word in enumerate(words) if word.startswith("python") and i + 1 < len(words)]
+            if names and words[names[0] + 1].endswith(".py"):
+                yield words[names[0] + 1], words[names[0] + 2 :]
+            elif names and words[names[0] + 1 :][:2] == ["-m", "d4rl"]:
+                yield "-m d4rl", words[names[0] + 3 :]
 
 
-COMMANDS = {(file, *words) for text in TEXTS.values() for file, words in commands(text)}
-COMMANDS |= {
-    (f"{n}.py", *w) for n, p in PATHS.items() for _, w in commands(f"```bash\n{p.read_text()[:1500]}\n```")
-}
+COMMANDS = [(page, *command) for page, path in PAGES.items() for command in commands(path.read_text())]
+# The command in the docstring of each script.
+for name, path in PATHS.items():
+    COMMANDS += [(f"{name}.py", *c) for c in commands(f"```bash\n{path.read_text()[:1500]}\n```")]
 
 
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def parse(script, words, place):
-    """The script's own parser; every runs/... in the words stands for a finished run of the script."""
-    for folder in [word for word in words if word.startswith("runs/")]:
+def parse(script, arguments, place, monkeypatch):
+    """The script's own parser on these arguments; every runs/... in them stands for a run of the script."""
+    for folder in (word for word in arguments if word.startswith("runs/")):
         (place / folder).mkdir(parents=True, exist_ok=True)
-        saved = {"script": script.split("/")[-1], "args": asdict(SCRIPTS[script].parse_args([]))}
-        saved["stages"] = {name: {"finished": True} for name in ("quantizer", "learner")}
-        torch.save(saved, place / folder / "checkpoint.pt")
-    return SCRIPTS[script].parse_args(words)
+        args = asdict(SCRIPTS[script].parse_args(["--device", "cpu"]))
+        run = {"script": script.split("/")[-1], "args": args, "stages": {"quantizer": {"finished": True}}}
+        torch.save(run, place / folder / "checkpoint.pt")
+    monkeypatch.chdir(place)
+    return SCRIPTS[script].parse_args(arguments)
 
 
 def check_task(env_id):
     """The task exists. Of Minari's ids, which name datasets elsewhere, only the form is looked at."""
     if "/" in env_id and not env_id.startswith("robomimic/"):
         assert re.fullmatch(r"[-\w]+(/[-\w]+)+-v\d+", env_id)
-    elif env_id != "pendulum-mine-v0":  # the task that data.md adds
+    else:
         d4rl.task(env_id)
 
 
-def test_commands_of_scripts(place):
-    used = set()
-    for file, *words in COMMANDS:
-        if file.removesuffix(".py") in SCRIPTS and "--help" not in words:
-            args = parse(file.removesuffix(".py"), words, place)
-            check_task(args.env_id)
-            used.add(file.removesuffix(".py"))
-    assert used == set(SCRIPTS)
+def test_there_are_commands():
+    assert {"README.md", *(f"{name}.py" for name in PATHS)} <= {page for page, *_ in COMMANDS}
+    assert {"-m d4rl", *(f"{name}.py" for name in SAQ)} <= {file for _, file, _ in COMMANDS}
 
 
-def test_commands_of_d4rl(monkeypatch):
-    """The parser takes them, and the tasks exist. Only `list` is run: the others want files."""
+@pytest.mark.parametrize("page", sorted({page for page, *_ in COMMANDS}))
+def test_commands(page, tmp_path, monkeypatch, capsys):
+    for file, arguments in ((file, arguments) for p, file, arguments in COMMANDS if p == page):
+        script, shown = file.removesuffix(".py"), f"{page}: {file} {' '.join(arguments)}"
+        if file == "-m d4rl":
+            check_d4rl_command(arguments, monkeypatch)
+        elif page == "docs/exercises.md" and re.fullmatch(r"(\w+/)?saq_\w+\.py", file) and script not in SAQ:
+            continue  # the reader's own
+        else:
+            assert (ROOT / file).is_file(), shown
+            try:
+                if script in SCRIPTS:
+                    args = parse(script, arguments, tmp_path, monkeypatch)
+                    check_task(args.env_id)
+                elif script in BENCHMARKS and "class Args" in BENCHMARKS[script].read_text():
+                    tyro.cli(load(BENCHMARKS[script], "benchmark_module").Args, args=arguments)
+            except SystemExit as exit:  # 0 of --help
+                assert not exit.code, f"{shown}\n{capsys.readouterr().err}"
+
+
+def check_d4rl_command(arguments, monkeypatch):
+    """`python -m d4rl` takes the arguments, and the tasks exist. Only `list` is run: others want files."""
     taken = []
     for name in ("fetch", "check"):
         monkeypatch.setattr(cli, name, taken.append)
-    for file, *words in COMMANDS:
-        if file == "-m d4rl":
-            monkeypatch.setattr(sys, "argv", ["d4rl", *words])
-            with pytest.raises(SystemExit) as exit:
-                cli.main()
-            assert not exit.value.code, words
-    assert taken
+    monkeypatch.setattr(sys, "argv", ["d4rl", *arguments])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    assert not exit.value.code
     for args in taken:
         for env_id in args.env_ids if "env_ids" in args else [args.env_id]:
             check_task(env_id)
 
 
-def test_other_commands():
-    """Those of benchmark/ and docs/: the file exists and knows every flag."""
-    for file, *words in COMMANDS:
-        if file.removesuffix(".py") not in SCRIPTS and file != "-m d4rl" and "saq_td3bc" not in file:
-            source = (ROOT / file).read_text()
-            names = set(re.findall(r'"--([\w-]+)"', source)) | {"help"}
-            fields_of = re.findall(
-                r"^    (\w+): ", source + "".join(p.read_text() for p in PATHS.values()), re.MULTILINE
-            )
-            names |= {name.replace("_", "-") for name in fields_of}  # some hand on a script's flags
-            unknown = {word[2:] for word in words if word.startswith("--")} - names
-            assert not unknown, (file, unknown)
+def accepts(taken, script, words, tmp_path, monkeypatch):
+    """Whether the script or benchmark takes all these flags; of a script, with such values."""
+    flags = [word[2:] for word in words if word.startswith("--")]
+    if not all(flag in taken or flag.removeprefix("no-") in taken for flag in flags):
+        return False
+    try:
+        if script in SCRIPTS and len(words) > len(flags):
+            parse(script, words, tmp_path, monkeypatch)
+    except (SystemExit, d4rl.UsageError):
+        return False
+    return True
 
 
-def test_flags(place):
-    """`--flag` and `--flag value` in running text: some script takes them, on a script's page that script."""
-    others = {"help", "allow-unverified", "q-weight"}  # the last is the exercise's
-    for path in ROOT.glob("benchmark/*.py"):
-        others |= set(re.findall(r'"--([\w-]+)"', path.read_text()))
-        others |= {
-            name.replace("_", "-") for name in re.findall(r"^    (\w+): ", path.read_text(), re.MULTILINE)
-        }
-    for page, text in TEXTS.items():
-        own = [name for name in SAQ if page == f"docs/{name}.md"]
-        for code in inline(text):
-            words = shlex.split(code) if code.startswith("--") else []
-            flags = [word[2:] for word in words if word.startswith("--")]
-            takers = []
-            for script in own or SCRIPTS:
-                names = {field.name.replace("_", "-") for field in fields(SCRIPTS[script].Args)}
-                takers += [script] if all(f in names or f.removeprefix("no-") in names for f in flags) else []
-            assert takers or set(flags) <= others or "notes" in page, f"{page}: `{code}`"
-            if takers and len(words) > len(flags) and "..." not in code and not re.search(r"[A-Z]", code):
-                parse(takers[0], words, place)
+@pytest.mark.parametrize("page", PAGES)
+def test_flags(page, tmp_path, monkeypatch):
+    """`--flag` and `--flag value` in running text: a page on a script means this one; elsewhere, any."""
+    text, own = PAGES[page].read_text(), page[len("docs/") : -len(".md")]
+    taken = {name: module.Args for name, module in SCRIPTS.items()}
+    if own in SAQ:
+        taken = {own: taken[own]}
+    for name, path in BENCHMARKS.items():
+        if "class Args" in path.read_text():
+            taken[name] = load(path, "benchmark_module").Args
+    taken = {name: {field.name.replace("_", "-") for field in fields(cls)} for name, cls in taken.items()}
+    taken["all"] = {"help", "allow-unverified"}
+    solution = PAGES["docs/notes/td3bc.md"].read_text()  # has an argument of its own
+    taken["exercise"] = {name.replace("_", "-") for name in re.findall(r"(\w+): float = ", solution)}
+    for code in {code for code in inline_code(text) if code.startswith("--")}:
+        words = shlex.split(code)
+        found = (accepts(names, script, words, tmp_path, monkeypatch) for script, names in taken.items())
+        assert any(found), f"{page}: `{code}`"
 
 
-# --- links ---
 def anchors(text):
     """The fragments that GitHub makes of a page's headings."""
-    headings = re.findall(r"^#+ (.+)$", prose(text), re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", BLOCK.sub("", text), re.MULTILINE)
     plain = (re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading) for heading in headings)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in plain}
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links(page):
-    for target in re.findall(r"\]\(([^)\s]+)\)", prose(TEXTS[page])):
+    for target in re.findall(r"\]\(([^)\s]+)\)", BLOCK.sub("", PAGES[page].read_text())):
         if not re.match(r"[a-z]+:", target):
             file, _, anchor = target.partition("#")
             path = (PAGES[page].parent / file).resolve() if file else PAGES[page]
-            assert path.exists(), target
-            assert not anchor or anchor in anchors(path.read_text()), target
+            assert path.exists(), f"{page}: {target}"
+            assert not anchor or anchor in anchors(path.read_text()), f"{page}: {target}"
 
 
-# --- what is quoted ---
-@pytest.mark.parametrize("page", ["docs/quantizer.md", *(f"docs/{script}.md" for script in SAQ)])
+QUOTES = {f"docs/{name}.md": PATHS[name] for name in SAQ} | {"docs/quantizer.md": ROOT / "vqvae.py"}
+
+
+@pytest.mark.parametrize("page", QUOTES)
 def test_quoted_code_is_the_scripts(page):
-    name = "vqvae" if "quantizer" in page else page[5:-3]
-    source = (ROOT / f"{name}.py").read_text()
-    blocks = fenced(TEXTS[page], "python")
-    assert blocks and all(block.rstrip() in source for block in blocks)
+    """Each line of a block that quotes a script occurs in it."""
+    source = {line.strip() for line in QUOTES[page].read_text().splitlines()}
+    python = blocks(PAGES[page].read_text(), "python")
+    quoted = [block for block in python if re.search(r"learner|vqvae\.|self\.", block)]
+    for line in (line.strip() for block in quoted for line in block.splitlines()):
+        assert not line or line in source, f"{page}: {line}"
+    assert quoted, f"{page} shows no code"
 
 
-def test_the_readmes_equations_name_functions():
-    for name in re.findall(r"`(\w+\.\w+)`", README.split("equation of the paper")[1].split("## ")[0]):
-        module, function = name.split(".")
-        owner = SCRIPTS["saq_bc"].VQVAE if module == "VQVAE" else SCRIPTS[module]
-        assert callable(getattr(owner, function))
+def test_names_in_the_readme():
+    """Modules' functions and classes, as `saq_cql.conservative_loss` or `VQVAE.loss`, exist."""
+    named = set(inline_code(PAGES["README.md"].read_text()))
+    for name in named:
+        if match := re.fullmatch(r"(saq_\w+|VQVAE)\.(?!py)(\w+)", name):
+            assert hasattr(vqvae.VQVAE if match[1] == "VQVAE" else SCRIPTS[match[1]], match[2]), name
+    assert len([name for name in named if re.fullmatch(r"(saq_\w+|VQVAE)\.(?!py)(\w+)", name)]) >= 5
 
 
-def test_the_readmes_output_begins_as_a_run_does(capsys):
-    """The rest of it: test_the_readmes_score, which takes a minute."""
-    SCRIPTS["saq_iql"].load_data(SCRIPTS["saq_iql"].parse_args(["--device", "cpu"]))
-    assert fenced(README, "text")[0].splitlines()[0] == capsys.readouterr().out.strip()
+@pytest.mark.parametrize("script", PATHS)
+def test_columns_are_documented(script, finished):
+    text = PAGES["docs/metrics.md"].read_text()
+    explained = {name for code in inline_code(text) for name in re.findall(r"\b\w+/\w+\b", code)}
+    assert {name for name in metrics(finished(script)[0])[0] if "/" in name} <= explained
 
 
-@pytest.mark.slow
-def test_the_readmes_score(tmp_path, capsys):
-    """On another processor the last digits, and so the score, differ a little."""
-    module = SCRIPTS["saq_iql"]
-    score = module.main(module.parse_args(["--device", "cpu", "--runs-dir", str(tmp_path)]))
-    assert score == pytest.approx(float(re.search(r"^score ([\d.]+)", README, re.MULTILINE)[1]), abs=3)
-
-
-def test_columns_are_documented(tmp_path):
-    """docs/metrics.md explains every column of every script's metrics.csv, and none that does not exist."""
-    columns = set()
-    dataset(tmp_path / "data.hdf5")
-    for script in SCRIPTS:
-        flags = ["--env-id", HOPPER, "--dataset-path", tmp_path / "data.hdf5", "--eval-episodes", 1]
-        variants = [["--learner", name] for name in ("cql", "iql")] if "aquadem" in script else [[]]
-        for extra in variants:
-            folder = run(script, tmp_path, *flags, *extra)
-            columns |= set((folder / "metrics.csv").read_text().splitlines()[0].split(","))
-    explained = set(re.findall(r"`(\w+/\w+)`", TEXTS["docs/metrics.md"]))
-    assert explained == {name for name in columns if "/" in name}
+def test_no_column_is_invented(finished):
+    """The table of metrics lists what some script logs."""
+    tables = [(finished(script)[0] / "metrics.csv").read_text() for script in PATHS]
+    logged = {name for table in tables for name in table.split("\n")[0].split(",")}
+    rows = re.findall(r"^\| *(`[^|]+) *\|", PAGES["docs/metrics.md"].read_text(), re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`(\w+/\w+)`", row)} <= logged
 
 
 # --- lengths ---
 def test_lengths():
-    assert len(README.splitlines()) <= 120
-    assert len(re.findall(r"(?<![A-Za-z0-9_.])[0-9][0-9.,]*", README)) <= 60
-    assert (
-        sum(len(t.split()) for p, t in TEXTS.items() if p.startswith("docs/") and "notes" not in p) <= 10_000
-    )
-    assert all(len(TEXTS[f"docs/{script}.md"].splitlines()) <= 130 for script in SAQ)
+    readme = PAGES["README.md"].read_text()
+    assert len(readme.splitlines()) <= 120
+    assert len(re.findall(r"(?<![A-Za-z0-9_.])[0-9][0-9.,]*", readme)) <= 60
+    for name in SAQ:
+        assert len(PAGES[f"docs/{name}.md"].read_text().splitlines()) <= 130, name
+    book = [path for page, path in PAGES.items() if page.startswith("docs/") and "notes" not in page]
+    assert sum(len(path.read_text().split()) for path in book) <= 10_000
+
+
+# --- output ---
+def shown_run():
+    """The output under the quick start, line by line; `...` stands for what was left out."""
+    (text,) = (block for block in blocks(PAGES["README.md"].read_text(), "text") if "__saq_iql__" in block)
+    return text.splitlines()
+
+
+def numbers(line):
+    return [float(number.replace(",", "")) for number in re.findall(r"(?<![\w.])\d[\d.,]*\b", line)]
+
+
+def test_shown_output_has_the_form_of_a_run(capsys):
+    """Its first line to the letter; the metrics that a bar shows have names of the script's."""
+    module, (data, folder, *bars, score) = SCRIPTS["saq_iql"], shown_run()
+    module.load_data(module.Args(device="cpu"))
+    assert capsys.readouterr().out.strip() == data
+    assert folder.startswith("runs/maze2d-large-demos-v0__saq_iql__0__") and score.endswith(f"; {folder}")
+    source = PATHS["saq_iql"].read_text() + (ROOT / "vqvae.py").read_text()
+    names = {name for bar in bars for name in re.findall(r"(\w+/\w+)=", bar)}
+    assert len(names) >= 4 and all(f'"{name}"' in source for name in names)
+
+
+@pytest.mark.slow
+def test_shown_output_is_that_of_a_run(tmp_path):
+    """The score within 3 points, other metrics within a fifth: processors round differently."""
+    done = subprocess.run([sys.executable, PATHS["saq_iql"]], cwd=tmp_path, capture_output=True, text=True)
+    made = (done.stderr.replace("\r", "\n") + done.stdout).splitlines()
+    for line in shown_run()[2:]:
+        label = line.split(":")[0].split(" ")[0]
+        found = [other for other in made if other.startswith(label)][-1]
+        for name, value in re.findall(r"(\w+/\w+)=([\d.]+)", line):
+            (ours,) = re.findall(rf"{name}=([-\d.e]+)", found)
+            assert float(ours) == pytest.approx(float(value), rel=0.2), name
+        if label == "score":
+            assert numbers(found)[:3] == pytest.approx(numbers(line)[:3], abs=3)
