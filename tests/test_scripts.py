@@ -316,24 +316,34 @@ try:
 except Exception as error:
     print(error)
     raise SystemExit(77)
-for command in sys.argv[1].splitlines():
-    sys.argv = command.split(" ")
-    runpy.run_path(sys.argv[0], run_name="__main__")
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_capture_video(finished, tmp_path):
-    """At the end of training, and of a finished run."""
-    folder, data = finished("saq_iql")
-    training = [*data, *tiny("baselines/bc", episodes=1), "--runs-dir", tmp_path, "--capture-video"]
-    playing = ["--evaluate", folder, "--capture-video", "--eval-episodes", 1]
-    commands = [[PATHS["baselines/bc"], *training], [PATHS["saq_iql"], *playing]]
-    text = "\n".join(" ".join(map(str, command)) for command in commands)
-    done = process(sys.executable, "-c", RENDER_AND_RUN, text, MUJOCO_GL="egl", PYTHONPATH=str(common.ROOT))
+def test_video_of_a_finished_run(finished):
+    folder, _ = finished("saq_iql")
+    command = [PATHS["saq_iql"], "--evaluate", folder, "--capture-video", "--eval-episodes", 1]
+    done = process(
+        sys.executable, "-c", RENDER_AND_RUN, *command, MUJOCO_GL="egl", PYTHONPATH=str(common.ROOT)
+    )
     if done.returncode == 77:
         pytest.skip(f"no OpenGL, MUJOCO_GL=egl cannot render here: {done.stdout.strip()}")
     assert done.returncode == 0, done.stderr
-    for place in (folder, common.run_folders(tmp_path)[0]):
-        (video,) = place.glob("videos/*.mp4")
-        assert video.stat().st_size > 1000
-        video.unlink()
+    (video,) = folder.glob("videos/*.mp4")
+    assert video.stat().st_size > 1000
+    video.unlink()
+
+
+@pytest.mark.parametrize("script", PATHS)
+def test_video_after_training(script, finished, tmp_path, monkeypatch):
+    """Of the final policy, in the run's folder, once."""
+    (plain, flags), folders, evaluate = finished(script), [], d4rl.evaluate
+
+    def without_rendering(env_id, act, episodes, seed, video, path):
+        folders.append(video)
+        return evaluate(env_id, act, episodes, seed, None, path)
+
+    monkeypatch.setattr(d4rl, "evaluate", without_rendering)
+    folder = run(script, tmp_path, *flags, "--capture-video")
+    assert folders == [None, None, folder] and result(folder)["returns"] == result(plain)["returns"]
