@@ -318,7 +318,7 @@ def test_candidates():
     code = ((expected - rows.action.numpy()[:, None]) ** 2).sum(-1).argmin(1)
     assert len(set(code)) > 1
     many = torch.arange(9).repeat(600)  # more than one part, and in order
-    assert quantizer.encode(rows.obs[many], rows.action[many]).tolist() == code[many].tolist()
+    np.testing.assert_array_equal(quantizer.encode(rows.obs[many], rows.action[many]), code[many])
 
 
 def test_candidates_loss():
