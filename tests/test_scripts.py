@@ -5,7 +5,6 @@ import subprocess
 import sys
 import typing
 from dataclasses import fields
-from pathlib import Path
 
 import common
 import numpy as np
@@ -95,15 +94,20 @@ def train_by_hand(script, args) -> tuple[dict, dict, float]:
 @pytest.mark.parametrize("anneal", ["--anneal-lr", "--no-anneal-lr"])
 @pytest.mark.parametrize("script", PATHS)
 def test_training_equals_a_loop_by_hand(script, anneal, finished, tmp_path, monkeypatch):
-    """Seeds, batches, held-out rows, order of the calls, learning rate, encoded once: bit for bit."""
+    """Seeds, batches, held-out rows, order of the calls, learning rate, encoded once, bit for bit.
+
+    Evaluation in between does not disturb it. Denormal numbers are 0: they halve the speed of continuous CQL.
+    """
     module, (_, data) = SCRIPTS[script], finished(script)
     for name in ("quantizer_loss", "learner_loss", "behaviour_loss"):
         if hasattr(module, name):
             monkeypatch.setattr(module, name, noisy(getattr(module, name)))
     if script in SAQ:
         monkeypatch.setattr(module.VQVAE, "move_codebook", move_codebook)
-    flags = [*tiny(script, steps=6, eval_every=6, episodes=1), "--seed", 3, "--lr", 0.01, anneal]
+    flags = [*tiny(script, steps=6, eval_every=4, episodes=1), "--seed", 3, "--lr", 0.01, anneal]
+    torch.set_flush_denormal(False)
     folder = run(script, tmp_path, *data, *flags)
+    assert torch.tensor(1e-30) * 1e-10 == 0
     args = module.parse_args([str(flag) for flag in [*data, *flags]])
     trained, rates, error = train_by_hand(script, args)
     for stage, state in common.checkpoint(folder)["stages"].items():
@@ -111,7 +115,7 @@ def test_training_equals_a_loop_by_hand(script, anneal, finished, tmp_path, monk
         assert [group["lr"] for group in state["optimizer"]["param_groups"]] == pytest.approx(rates[stage])
     if error is not None:
         name = "vqvae/heldout_error" if script in SAQ else "charts/heldout_error"
-        assert float(metrics(folder)[0][name]) == pytest.approx(error, rel=1e-5)
+        assert float(metrics(folder)[1][name]) == pytest.approx(error, rel=1e-5)
 
 
 # --- what a run writes ---
@@ -125,17 +129,6 @@ def test_bundled_task_and_other_programs(tmp_path):
     assert folder.name.startswith("maze2d-large-demos-v0__saq_bc__0__")
     assert list(folder.glob("wandb/offline-run-*/*.wandb"))
     assert "2,400 steps, 3 episodes" in done.stdout and f"{folder}\nscore" in done.stdout.replace("; ", "\n")
-
-
-STANDINS = {"door-human": "door-human-v1", "hopper-medium-replay": "hopper-medium-replay-v2"}
-
-
-@pytest.mark.skipif("SAQ_STANDIN_DIR" not in os.environ, reason="SAQ_STANDIN_DIR names no folder of datasets")
-@pytest.mark.parametrize("name", STANDINS)
-def test_standin_dataset(name, tmp_path):
-    path = Path(os.environ["SAQ_STANDIN_DIR"], f"{name}.hdf5")
-    flags = ["--env-id", STANDINS[name], "--dataset-path", path, "--eval-every", 20, "--eval-episodes", 1]
-    assert np.isfinite(result(run("saq_iql", tmp_path, *flags))["score"])
 
 
 @pytest.mark.parametrize("script", PATHS)
@@ -191,17 +184,6 @@ def test_flags_that_evaluate_may_change(finished):
     changes = (["--acting", "greedy"], ["--seed", 1], ["--eval-episodes", 2], ["--temperature", 0.1])
     scores = {play("saq_iql", "--evaluate", folder, *flags) for flags in changes}
     assert len(scores | {result(folder)["score"]}) == 1 + len(changes)
-
-
-@pytest.mark.parametrize("script", PATHS)
-def test_what_a_run_depends_on(script, finished, tmp_path):
-    """Not on how it is evaluated, but on its seed."""
-    folder, flags = finished(script)
-    torch.set_flush_denormal(False)
-    other = run(script, tmp_path, *flags, "--eval-episodes", 1, "--eval-every", 7)
-    assert all(same(weights(other, stage), weights(folder, stage)) for stage in STAGES[script])
-    assert torch.tensor(1e-30) * 1e-10 == 0  # denormal numbers halve the speed of continuous CQL on a Xeon
-    assert not same(weights(run(script, tmp_path, *flags, "--seed", 1)), weights(folder))
 
 
 @pytest.mark.parametrize("script", SAQ)
@@ -324,9 +306,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def test_video_of_a_finished_run(finished):
     folder, _ = finished("saq_iql")
     command = [PATHS["saq_iql"], "--evaluate", folder, "--capture-video", "--eval-episodes", 1]
-    done = process(
-        sys.executable, "-c", RENDER_AND_RUN, *command, MUJOCO_GL="egl", PYTHONPATH=str(common.ROOT)
-    )
+    environment = {"MUJOCO_GL": "egl", "PYTHONPATH": str(common.ROOT)}
+    done = process(sys.executable, "-c", RENDER_AND_RUN, *command, **environment)
     if done.returncode == 77:
         pytest.skip(f"no OpenGL, MUJOCO_GL=egl cannot render here: {done.stdout.strip()}")
     assert done.returncode == 0, done.stderr
