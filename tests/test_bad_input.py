@@ -91,14 +91,6 @@ def test_limits(script):
             SCRIPTS[script].parse_args([f"--{flag}"])
 
 
-@pytest.mark.parametrize("flags", [["--steps", "many"], ["--stepps", "3"], ["--device", "tpu"], ["--steps"]])
-def test_what_tyro_refuses(flags, capsys):
-    with pytest.raises(SystemExit) as exit:
-        SCRIPTS["saq_iql"].parse_args(flags)
-    said = capsys.readouterr().err
-    assert exit.value.code == 2 and flags[0].strip("-") in said and "Traceback" not in said
-
-
 def test_quantizers_that_do_not_fit(fails, finished, tmp_path):
     """Of other data, of another task, contradicted, and none at all."""
     (quantizer, data), flag = finished("saq_bc"), "--quantizer-from"
