@@ -84,6 +84,7 @@ load_plays_as_evaluate_does | .load_state_dict(saved["stages"]["quantizer"] => .
 ACTING = r"""
 acting | probs.argmax(1) => probs.argmin(1)
 acting | args.acting == "greedy" => args.acting != "greedy"
+acting | args.acting == "mean" => args.acting != "mean"
 acting | obs = (obs - spaces.obs_mean) / spaces.obs_std => obs = obs - spaces.obs_mean
 acting | obs - spaces.obs_mean) / spaces.obs_std => obs - spaces.obs_std) / spaces.obs_mean
 acting | probs.cumsum(1) <= probs => probs.cumsum(1) >= probs
