@@ -279,7 +279,7 @@ SETTINGS = {  # how an env-id begins: its own defaults on the command line; a la
     "robomimic": dict(eval_every=10_000, eval_episodes=50),
 }
 # Lowest and highest value, both allowed; where none is given, counts start at 1 and other numbers at 0.
-LIMITS = {"seed": (0, 1e9), "discount": (0, 1), "reward_shift": (-1e9, 1e9)}
+LIMITS = {"seed": (0, 1e9), "discount": (0, 1), "reward_shift": (-1e9, 1e9), "reward_scale": (1e-9, 1e9)}
 ACTING = ("acting",)  # what --evaluate may change of how the policy acts
 
 

@@ -283,7 +283,7 @@ SETTINGS = {  # how an env-id begins: its own defaults on the command line; a la
     "robomimic": dict(reward_scale=100.0, eval_every=10_000, eval_episodes=50),
 }
 # Lowest and highest value, both allowed; where none is given, counts start at 1 and other numbers at 0.
-LIMITS = {"seed": (0, 1e9), "discount": (0, 1), "reward_shift": (-1e9, 1e9)}
+LIMITS = {"seed": (0, 1e9), "discount": (0, 1), "reward_shift": (-1e9, 1e9), "reward_scale": (1e-9, 1e9)}
 LIMITS |= {"expectile": (0, 1), "temperature": (1e-6, 1e9), "softmin": (1e-9, 1e9), "dropout": (0, 0.99)}
 ACTING = ("acting", "temperature")  # what --evaluate may change of how the policy acts
 
