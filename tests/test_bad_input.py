@@ -72,7 +72,7 @@ def test_runs_dir_that_is_a_file(fails, finished, tmp_path):
 
 
 NUMBERS = {
-    "saq_iql": "discount=1.5 reward-scale=0 expectile=1.5 temperature=0 reward-shift=inf codebook-size=0 eval-every=0",
+    "saq_iql": "discount=1.5 reward-scale=0 expectile=1.5 temperature=0 reward-shift=inf eval-every=0",
     "saq_cql": "conservatism=-1 discount=-0.1 reward-scale=0",
     "saq_brac": "behaviour-weight=-1 discount=1.5 reward-scale=0",
     "saq_bc": "embedding-dim=0 seed=-1",
@@ -80,7 +80,7 @@ NUMBERS = {
     "baselines/cql": "num-actions=0 conservatism=-1 temperature=0 reward-scale=0",
     "baselines/iql": "temperature=0 expectile=1.5 reward-scale=0",
     "baselines/brac": "behaviour-steps=0 num-draws=0 reward-scale=0",
-    "baselines/aquadem": "num-candidates=0 softmin=0 quantizer-steps=0 dropout=1 temperature=0 reward-scale=0",
+    "baselines/aquadem": "num-candidates=0 softmin=0 dropout=1 temperature=0 reward-scale=0",
 }
 
 
