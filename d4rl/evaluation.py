@@ -122,7 +122,10 @@ def _play_here(envs: list[gymnasium.Env], act: Act, todo: list[int], seed: int) 
 # --- spread over processes ---
 def _processes(episodes: int) -> int:
     """One more than there are cores: each waits for the policy at every step, and no core is idle meanwhile."""
-    return min(episodes, int(os.environ.get("D4RL_PROCESSES") or _cores() + 1))
+    wanted = os.environ.get("D4RL_PROCESSES") or str(_cores() + 1)
+    if not wanted.isdigit() or int(wanted) == 0:
+        raise DatasetError(f"D4RL_PROCESSES is {wanted!r}; it has to be a number of processes, 1 or more.")
+    return min(episodes, int(wanted))
 
 
 def _cores() -> int:

@@ -158,6 +158,7 @@ class Run:
         """Put a stage back to its last checkpoint; return the number of its updates."""
         self._begin()
         state = self.saved["stages"].get(stage)
+        self.stage, self.step = stage, 0 if state is None else state["step"]
         if state is None:
             return 0
         model.load_state_dict(state["model"])
@@ -170,16 +171,27 @@ class Run:
         return state["step"]
 
     def log(self, metrics: dict[str, torch.Tensor]):
-        """The metrics of one update; `record` takes their mean."""
+        """The metrics of one update; `record` takes their mean. Raises UsageError, soon, if one is not finite."""
         for name, metric in metrics.items():
             self.sums[name] = self.sums.get(name, 0) + metric.detach()
-        self.count, self.last = self.count + 1, time.time()
+        self.count, self.step, self.last = self.count + 1, self.step + 1, time.time()
+        if self.count % 100 == 0:  # looking costs time on a GPU
+            self._check_finite()
+
+    def _check_finite(self):
+        """A sum that is not finite stays so: whatever comes after would be no result."""
+        for name, total in self.sums.items():
+            if not torch.isfinite(total):
+                problem = f"{name} is {float(total)} by update {self.step} of stage {self.stage}"
+                advice = "a smaller --lr may help, or a look at the data: python -m d4rl check"
+                raise UsageError(f"{problem}, and training has stopped ({self.folder} keeps what was saved); {advice}.")
 
     def record(self, stage: str, step: int, steps: int, measured: dict, model, optimizer, generator) -> dict:
         """A row of metrics.csv and a checkpoint, after update `step` of `steps`; returns what a bar shows.
 
         `measured` is added to the means of what was logged; its "returns" are those of an evaluation.
         """
+        self._check_finite()
         seconds = self.saved["stages"].get(stage, {"seconds": 0.0})["seconds"] + time.time() - self.start
         row = {name: float(total) / self.count for name, total in self.sums.items()}
         row[f"time/{stage}_updates_per_second"] = self.count / (self.last - self.start)

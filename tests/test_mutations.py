@@ -428,10 +428,14 @@ resume_after_a_kill_in_any_file | "optimizer": optimizer.state_dict(), => "optim
 quantizer_of_another_run | other["stages"]["quantizer"] => {**other["stages"]["quantizer"], "step": 0}
 quantizer_of_another_run | if row["stage"] == "quantizer" =>
 quantizer_of_another_run | if not torch.equal(other => if False and (other
+losses_that_are_not_finite_stop | if not torch.isfinite(total): => if False:
+losses_that_are_not_finite_stop | if self.count % 100 == 0: => if False:
+losses_that_are_not_finite_stop | self._check_finite()\n        seconds => seconds
+losses_that_are_not_finite_stop | self.step + 1, time => self.step, time
 log_and_record | self.sums.get(name, 0) + metric => metric
 log_and_record | float(total) / self.count => float(total)
 log_and_record | self.count / (self.last - self.start) => self.count / (time.time() - self.start)
-log_and_record | self.count + 1, time.time() => self.count, time.time()
+log_and_record | self.count + 1, self.step + 1, time.time() => self.count, self.step + 1, time.time()
 log_and_record | {**measured, f"time => {f"time
 log_and_record | self.saved["returns"] = row.pop("returns", []) => row.pop("returns", [])
 log_and_record | "finished": step == steps => "finished": True

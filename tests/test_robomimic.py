@@ -302,6 +302,13 @@ def test_an_interrupted_evaluation_leaves_nothing_behind(monkeypatch):
     evaluation._workers.cache_clear()
 
 
+@pytest.mark.parametrize("wanted", ["0", "-1", "two"])
+def test_a_number_of_processes_that_is_none(wanted, monkeypatch):
+    monkeypatch.setenv("D4RL_PROCESSES", wanted)
+    with pytest.raises(d4rl.DatasetError, match=f"D4RL_PROCESSES is '{wanted}'"):
+        d4rl.evaluate("antmaze-umaze-v2", lambda observations, uniform: None, 1, seed=0)
+
+
 def test_the_time_limit_ends_an_episode():
     """Of pen, whose open hand holds it for 100 steps: here and in a worker."""
     calls = []

@@ -235,6 +235,21 @@ def test_id_with_a_slash(tmp_path):
     assert folder.parent == tmp_path and folder.name.startswith("robomimic-lift-ph__toy__0__")
 
 
+@pytest.mark.parametrize("updates", [100, 3])
+def test_losses_that_are_not_finite_stop(updates, tmp_path):
+    """While training, and at the latest before a row is written: nothing of it is a result."""
+    model = torch.nn.Linear(1, 1)
+    rest = model, torch.optim.Adam(model.parameters()), torch.Generator()
+    run = runs.Run("toy", Args(runs_dir=str(tmp_path)), SPACES)
+    run.restore("learner", *rest)
+    with pytest.raises(d4rl.UsageError, match=f"losses/q is nan by update {updates} of stage learner"):
+        for update in range(updates):
+            run.log({"losses/q": torch.tensor(float("nan") if update == 1 else 1.0)})
+        assert updates == 3
+        run.record("learner", 3, 3, {"eval/score": 0.0}, *rest)
+    assert not read_csv(run.folder) and "learner" not in runs.read_run(run.folder)["stages"]
+
+
 def test_log_and_record(tmp_path, monkeypatch):
     """Means since the last row, time without evaluation and in all; then it starts again."""
     clock = [0.0]
