@@ -179,7 +179,7 @@ def make_act(args: Args, vqvae: VQVAE, learner: Learner, spaces: d4rl.Spaces):
     @torch.no_grad()
     def act(observation: np.ndarray, uniform: np.ndarray | None = None) -> np.ndarray:
         """(obs_dim,) or (B, obs_dim) -> action likewise. `uniform` (B,) in [0, 1) draws codes."""
-        obs = torch.as_tensor(np.atleast_2d(observation), dtype=torch.float32, device=args.device)
+        obs = runs.to_batch(observation, spaces)  # (B, obs_dim)
         obs = (obs - spaces.obs_mean) / spaces.obs_std
         probs = log_policy(args, learner, obs).exp()  # (B, K): pi(k|s)
         size = probs.shape[1]

@@ -173,7 +173,7 @@ def make_act(args: Args, learner: Learner, spaces: d4rl.Spaces):
     @torch.no_grad()
     def act(observation: np.ndarray, uniform: np.ndarray | None = None) -> np.ndarray:
         """(obs_dim,) or (B, obs_dim) -> action likewise; deterministic, so `uniform` plays no part."""
-        obs = torch.as_tensor(np.atleast_2d(observation), dtype=torch.float32, device=args.device)
+        obs = runs.to_batch(observation, spaces)  # (B, obs_dim)
         action = policy_mean(args, learner, (obs - spaces.obs_mean) / spaces.obs_std)
         action = action.clamp(spaces.action_low, spaces.action_high).cpu().numpy()
         return action if np.ndim(observation) > 1 else action[0]

@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import get_args, get_type_hints
 
+import numpy as np
 import torch
 import tyro
 from torch.utils.tensorboard import SummaryWriter
@@ -106,6 +107,19 @@ def read_run(folder: str | Path, script: str = "", cls=None, stage: str = "") ->
     if stage and not stages.get(stage, {}).get("finished"):
         raise UsageError(f"{folder} has no finished {stage}; go on with --resume {folder}, or name another run.")
     return saved
+
+
+def to_batch(observation, spaces) -> torch.Tensor:
+    """One observation or a batch of them as a tensor (B, observation size), on the device of `spaces`.
+
+    Raises:
+        UsageError: another size, which broadcasting would make fit.
+    """
+    obs = torch.as_tensor(np.atleast_2d(observation), dtype=torch.float32, device=spaces.obs_mean.device)
+    if obs.ndim != 2 or obs.shape[1] != len(spaces.obs_mean):
+        wanted = f"({len(spaces.obs_mean)},), or with a batch in front"
+        raise UsageError(f"an observation has shape {np.shape(observation)}, but the policy's have {wanted}.")
+    return obs
 
 
 def _write(path: Path, content: bytes):

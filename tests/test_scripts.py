@@ -232,6 +232,15 @@ def test_load_takes_one_observation_or_a_batch(script, finished):
     assert np.abs(far).max() == 1  # within the action space
 
 
+@pytest.mark.parametrize("script", PATHS)
+def test_an_observation_of_another_size_is_refused(script, finished):
+    """One number would be broadcast to eleven, and an action would come out."""
+    act = SCRIPTS[script].load(finished(script)[0])
+    for shape in [(), (1,), (10,), (4, 1), (2, 3, 11)]:
+        with pytest.raises(d4rl.UsageError, match="an observation has shape"):
+            act(np.zeros(shape))
+
+
 def test_load_draws_codes_with_uniform(finished):
     """Given, it decides; else a generator of the policy's own does."""
     act, again = (SCRIPTS["saq_bc"].load(finished("saq_bc")[0], acting="sample") for _ in range(2))
