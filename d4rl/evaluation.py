@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from tqdm import tqdm
 from d4rl import minari_datasets, robomimic_tasks
 from d4rl.tasks import DatasetError, Task, task
 
+COMPARED_STEPS = 20
 SPREAD = ("antmaze", "kitchen", "robomimic/")  # tasks whose episodes are spread over processes: slow, or much memory
 Act = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -32,14 +33,64 @@ def make(env_id: str, h5path: str | Path | None = None, render_mode: str | None 
     return gymnasium.make(spec.env_id, render_mode=render_mode, **kwargs)
 
 
-def playable_task(env_id: str) -> Task:
-    """The facts of a task, once its simulator is known to be here: a script asks before it trains for hours."""
+def playable_task(env_id: str, h5path: str | Path | None = None, video: bool = False) -> Task:
+    """The facts of a task whose environment works here: a script asks before it trains for hours.
+
+    The environment is built, reset and kept for the first evaluation, in the process that will play it. With `video`,
+    another one renders a frame. `h5path`: as in `make`.
+
+    Raises:
+        DatasetError: as `evaluate`.
+    """
     spec = task(env_id)
-    if spec.is_minari:
-        minari_datasets.make(env_id).close()
-    elif spec.is_robomimic:
-        robomimic_tasks.check_robosuite()
+    if spec.is_robomimic:
+        robomimic_tasks.check_robosuite()  # before its file is downloaded
+    if spec.env_id.startswith(SPREAD):
+        (worker,) = _workers(spec.env_id, h5path, _processes(1))
+        worker.ask(0)
+    else:
+        _environments(spec.env_id, 1)[0].reset(seed=0)
+    if video:
+        _rendering(spec.env_id, h5path).close()
     return spec
+
+
+def compare(env_id: str, dataset: dict[str, np.ndarray], h5path: str | Path | None = None) -> list[str]:
+    """Sentences on observations that the environment makes and the data does not know, from a few steps of play.
+
+    `dataset` is what `d4rl.get_dataset` returns; its first actions are played. Said is what never changes in the data
+    and has another value in the environment, and what is far outside the data's range there.
+
+    Raises:
+        DatasetError: as `playable_task`, whose environment is used.
+    """
+    spec, actions = task(env_id), dataset["actions"][:COMPARED_STEPS]
+    if spec.env_id.startswith(SPREAD):
+        (worker,) = _workers(spec.env_id, h5path, _processes(1))
+        ask = worker.ask
+    else:
+        ask = partial(_respond, _environments(spec.env_id, 1)[0])
+    obs, _, over = ask(0)
+    played = [obs]
+    for action in actions:
+        if over:
+            break
+        obs, _, over = ask(action)
+        played.append(obs)
+    played = np.float32(played)
+
+    low, high = dataset["observations"].min(0), dataset["observations"].max(0)
+    spread, size = high - low, np.maximum(1, np.maximum(np.abs(low), np.abs(high)))
+    outside = np.maximum(low - played, played - high)  # (steps, observation size): positive outside the data's range
+    row, far = outside.argmax(0), outside.max(0)
+    sentences = []
+    for column in np.flatnonzero(far > np.maximum(10 * spread, 1e-3 * size)):
+        here = f"in the environment it is {played[row[column], column]:.6g}"
+        there = f"is always {low[column]:.6g} in the data"
+        if spread[column]:
+            there = f"is between {low[column]:.6g} and {high[column]:.6g} in the data"
+        sentences.append(f"entry {column} of an observation {there}, and {here}: nothing was learned about that.")
+    return sentences
 
 
 def evaluate(
@@ -69,7 +120,8 @@ def evaluate(
     todo = list(range(episodes))
     returns = {}
     if video_folder:
-        env = _recorded(spec.env_id, h5path, Path(video_folder, "videos"))
+        env, folder = _rendering(spec.env_id, h5path), str(Path(video_folder, "videos"))
+        env = gymnasium.wrappers.RecordVideo(env, folder, name_prefix=spec.env_id.replace("/", "-"))
         returns |= _play_here([env], act, todo[:1], seed)
         env.close()
         todo = todo[1:]
@@ -81,24 +133,34 @@ def evaluate(
 
 
 # --- in this process ---
-@cache
 def _environments(env_id: str, count: int) -> list[gymnasium.Env]:
     """Kept from one evaluation to the next: compiling twenty MuJoCo models takes seconds."""
-    return [make(env_id) for _ in range(count)]
+    return _filled(_kept_environments(env_id), count, partial(make, env_id))
 
 
-def _recorded(env_id: str, h5path: str | Path | None, folder: Path) -> gymnasium.Env:
-    """An environment that records its episodes. Without OpenGL, each of MuJoCo's back ends fails in its own way."""
+@cache
+def _kept_environments(env_id: str) -> list[gymnasium.Env]:
+    return []
+
+
+def _filled(kept: list, count: int, make_one: Callable) -> list:
+    """The first `count` of a list that grows if it has to."""
+    kept += [make_one() for _ in range(count - len(kept))]
+    return kept[:count]
+
+
+def _rendering(env_id: str, h5path: str | Path | None) -> gymnasium.Env:
+    """An environment that has rendered a frame. Without OpenGL, each of MuJoCo's back ends fails in its own way."""
     try:
         env = make(env_id, h5path, render_mode="rgb_array")
-        env.reset()
+        env.reset(seed=0)
         env.render()
     except DatasetError:
         raise
     except Exception as error:
         advice = "on a machine without a screen, install libegl1 or libosmesa6 and set MUJOCO_GL to egl or osmesa."
         raise DatasetError(f"A video needs OpenGL, and MuJoCo cannot use it here ({error}): {advice}") from error
-    return gymnasium.wrappers.RecordVideo(env, str(folder), name_prefix=env_id.replace("/", "-"))
+    return env
 
 
 def _play_here(envs: list[gymnasium.Env], act: Act, todo: list[int], seed: int) -> dict[int, float]:
@@ -145,43 +207,53 @@ class _Worker:
         theirs.close()
         self.connection.send((env_id, h5path))
 
+    def ask(self, message):
+        self.connection.send(message)
+        return self.receive()
+
     def receive(self):
         try:
             answer = self.connection.recv()
         except (EOFError, ConnectionError):
-            _workers.cache_clear()
+            _kept_workers.cache_clear()
             code = self.process.wait()
             raise RuntimeError(f"A process that plays episodes has died (exit code {code}).") from None
         if isinstance(answer, Exception):
-            _workers.cache_clear()
+            _kept_workers.cache_clear()
             raise answer
         return answer
 
 
-@cache
 def _workers(env_id: str, h5path: str | Path | None, count: int) -> list[_Worker]:
     """Kept from one evaluation to the next; they end with this process."""
-    return [_Worker(env_id, h5path) for _ in range(count)]
+    return _filled(_kept_workers(env_id, h5path), count, partial(_Worker, env_id, h5path))
+
+
+@cache
+def _kept_workers(env_id: str, h5path: str | Path | None) -> list[_Worker]:
+    return []
 
 
 def _work(descriptor: int):
-    """A worker's life. It is sent seeds and actions, and answers with (observation, reward, over)."""
+    """A worker's life: it answers what it is sent."""
     connection = Connection(descriptor)
     try:
         env = make(*connection.recv())
-        low, high = env.action_space.low, env.action_space.high
         while True:
-            message = connection.recv()
-            if isinstance(message, int):
-                obs, _ = env.reset(seed=message)
-                connection.send((obs, 0.0, False))
-            else:
-                obs, reward, terminated, truncated, _ = env.step(np.clip(message, low, high))
-                connection.send((obs, reward, terminated or truncated))
+            connection.send(_respond(env, connection.recv()))
     except (EOFError, ConnectionError, KeyboardInterrupt):
         pass  # the parent is gone
     except Exception as error:
         connection.send(error)
+
+
+def _respond(env: gymnasium.Env, message: int | np.ndarray) -> tuple[np.ndarray, float, bool]:
+    """(observation, reward, over) after a reset with the seed `message`, or a step with the action `message`."""
+    if isinstance(message, int):
+        return env.reset(seed=message)[0], 0.0, False
+    space = env.action_space
+    obs, reward, terminated, truncated, _ = env.step(np.clip(message, space.low, space.high))
+    return obs, reward, terminated or truncated
 
 
 def _play_spread(workers: list[_Worker], act: Act, todo: list[int], seed: int) -> dict[int, float]:
@@ -210,7 +282,7 @@ def _play_spread(workers: list[_Worker], act: Act, todo: list[int], seed: int) -
                     else:  # always alone: a batch of another size would round differently
                         connection.send(act(obs[None], generator.random(1))[0])
     except BaseException:  # the policy's, or Ctrl-C: answers are left unread, so these workers must not play again
-        _workers.cache_clear()
+        _kept_workers.cache_clear()
         for worker in workers:
             worker.process.kill()
         raise

@@ -67,7 +67,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     monkeypatch.delenv("MINARI_REMOTE", raising=False)
     minari_datasets.task.cache_clear()
-    evaluation._environments.cache_clear()
+    evaluation._kept_environments.cache_clear()
     return tmp_path
 
 

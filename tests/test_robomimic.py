@@ -293,13 +293,13 @@ def test_an_interrupted_evaluation_leaves_nothing_behind(monkeypatch):
             raise KeyboardInterrupt
         return np.zeros((len(observations), 3))
 
-    evaluation._workers.cache_clear()
+    evaluation._kept_workers.cache_clear()
     with pytest.raises(KeyboardInterrupt):
         d4rl.evaluate(HOPPER, falls, 3, seed=0)
     after = d4rl.evaluate(HOPPER, falls, 3, seed=0)
-    evaluation._workers.cache_clear()
+    evaluation._kept_workers.cache_clear()
     assert after == d4rl.evaluate(HOPPER, falls, 3, seed=0)
-    evaluation._workers.cache_clear()
+    evaluation._kept_workers.cache_clear()
 
 
 @pytest.mark.parametrize("wanted", ["0", "-1", "two"])
