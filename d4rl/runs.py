@@ -5,9 +5,12 @@ A run's folder holds `checkpoint.pt` (all that --resume, --evaluate and --quanti
 so a kill leaves the old one or the new one. `import d4rl` does not load this module: it needs PyTorch.
 """
 
+import errno
 import io
 import json
 import os
+import shlex
+import signal
 import sys
 import time
 from dataclasses import asdict, fields, replace
@@ -28,6 +31,61 @@ RESUME = {"resume", "device", "threads", "track", "capture_video"}
 PLAY = {"evaluate", "dataset_path", "device", "threads", "capture_video", "seed", "eval_episodes"}
 QUANTIZER = {"vqvae_steps", "vqvae_hidden_dim", "codebook_size", "embedding_dim", "codebook_form", "revive"}
 QUANTIZER |= {"condition_on_obs"}
+
+
+# --- the way out ---
+# What the user can mend, by its number; any other error of the system is a bug and keeps its traceback.
+SYSTEM = "ENOSPC EDQUOT EFBIG EIO EROFS EACCES EPERM ENOTDIR EISDIR EEXIST ENAMETOOLONG ELOOP ESTALE EMFILE".split()
+SYSTEM = {getattr(errno, name) for name in SYSTEM if hasattr(errno, name)}
+
+
+def guard(main, parse_args):
+    """`main(parse_args())`, for a script's last line: what the user can mend ends in one sentence, not in a traceback.
+
+    The exit code is 2 after an error, 143 after a scheduler's SIGTERM. Ctrl-C ends the process by its signal, which
+    shells report as 130 and which stops their loops too; after the first one, a second ends it at once.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        main(parse_args())
+    except KeyboardInterrupt as stop:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        print(f"\nstopped{_how_to_go_on()}", file=sys.stderr)
+        if stop.args:
+            sys.exit(128 + signal.SIGTERM)
+        sys.excepthook = lambda *_: None
+        raise
+    except Exception as error:
+        problem = _problem(error)
+        if not problem:
+            raise
+        print(f"error: {problem}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _terminate(number, frame):
+    raise KeyboardInterrupt("SIGTERM")
+
+
+def _how_to_go_on() -> str:
+    """The end of a sentence: the command that resumes the run of this process, if it has one."""
+    if Run.latest is None:
+        return "."
+    return "; go on with: " + shlex.join(["python", sys.argv[0], "--resume", str(Run.latest.folder)])
+
+
+def _problem(error: Exception) -> str:
+    """What is wrong and what to do, of an error that is no bug."""
+    text = " ".join(str(error).split())
+    if isinstance(error, UsageError):
+        return text
+    if isinstance(error, OSError) and error.errno in SYSTEM:
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{os.strerror(error.errno)}. Mend that or name another place{_how_to_go_on()}"
+    words = "out of memory", "allocate memory", "ALLOC_FAILED"
+    if isinstance(error, MemoryError) or isinstance(error, RuntimeError) and any(word in text for word in words):
+        return f"out of memory ({text[:200]}); use smaller sizes, less data or another --device{_how_to_go_on()}"
+    return ""
 
 
 # --- command line ---
@@ -135,6 +193,8 @@ class Run:
         spaces: a `d4rl.Spaces` of tensors; it becomes part of the checkpoint.
     """
 
+    latest: "Run | None" = None  # the one that this process trains, once it can be resumed
+
     def __init__(self, script: str, args, spaces):
         self.args, self.spaces = args, spaces
         name = f"{args.env_id.replace('/', '-')}__{script}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
@@ -155,6 +215,7 @@ class Run:
             wandb.define_metric("*", step_metric="step")
         self.writer = SummaryWriter(self.folder)
         self._begin()
+        Run.latest = self
         print(self.folder)
 
     def _take_quantizer(self, folder: str):
@@ -255,5 +316,6 @@ class Run:
         result["versions"] = {name: version(name) for name in ("torch", "numpy", "gymnasium", "mujoco", "d4rl")}
         _write(self.folder / "result.json", json.dumps(result, indent=2).encode())
         self.writer.close()
+        Run.latest = None
         print(f"score {scores[-1]:.1f} (best {max(scores):.1f}) over {len(returns)} episodes; {self.folder}")
         return scores[-1]
