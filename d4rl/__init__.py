@@ -26,10 +26,12 @@ from d4rl.data import (
     action_bounds,
     describe,
     episode_returns,
+    fingerprint,
     get_dataset,
     get_normalized_score,
     qlearning_dataset,
     return_range,
+    warnings_about,
 )
 from d4rl.evaluation import evaluate, make, playable_task
 from d4rl.tasks import TASKS, DatasetError, Task, UsageError, task
@@ -43,6 +45,7 @@ __all__ = [
     "describe",
     "episode_returns",
     "evaluate",
+    "fingerprint",
     "get_dataset",
     "get_normalized_score",
     "make",
@@ -50,6 +53,7 @@ __all__ = [
     "qlearning_dataset",
     "return_range",
     "task",
+    "warnings_about",
 ]
 
 # By the first word of the id. As strings they are imported by `gymnasium.make`, so reading a dataset loads no MuJoCo.

@@ -5,6 +5,7 @@ A D4RL file is HDF5 with the arrays observations (N, observation size), actions 
 dataset is raised as a `DatasetError`: one sentence that says what is wrong and what to do.
 """
 
+import hashlib
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from d4rl import downloads, minari_datasets, robomimic_tasks
+from d4rl import downloads, evaluation, minari_datasets, robomimic_tasks
 from d4rl.tasks import DatasetError, Task, task
 
 REQUIRED = ("observations", "actions", "rewards", "terminals")
@@ -25,15 +26,46 @@ class Spaces(NamedTuple):
     obs_std: object  # (observation size,)
     action_low: object  # (action size,): bounds of the action space
     action_high: object  # (action size,)
+    fingerprint: object = None  # (2, 32): what it was trained on, see `fingerprint`
 
 
-def action_bounds(env_id: str) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest actions of a task, each (action size,), float32: -1 and 1 but for Minari's."""
+def action_bounds(env_id: str, dataset: dict[str, np.ndarray] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest actions of a task's environment, each (action size,), float32; robomimic's are -1 and 1.
+
+    Where the environment has no bound, it is the lowest or highest action of the dataset, if one is given.
+    """
     spec = task(env_id)
     if spec.is_minari:
-        return minari_datasets.action_bounds(env_id)
-    high = np.ones(spec.action_size, np.float32)
-    return -high, high
+        low, high = minari_datasets.action_bounds(env_id)
+    elif spec.is_robomimic:
+        high = np.ones(spec.action_size, np.float32)
+        low = -high
+    else:
+        env = evaluation.make(env_id)
+        low, high = env.action_space.low.astype(np.float32), env.action_space.high.astype(np.float32)
+        env.close()
+    if dataset is None:
+        return low, high
+    # Some say "no bound" with the largest float.
+    low = np.where(low > -1e9, low, dataset["actions"].min(0))
+    high = np.where(high < 1e9, high, dataset["actions"].max(0))
+    return low, np.where(high > low, high, low + 1)  # (an action that never changes still has a width)
+
+
+def fingerprint(transitions: dict[str, np.ndarray]) -> np.ndarray:
+    """What tells two sets of transitions apart: (2, 32) bytes, uint8.
+
+    Row 0 is the sha256 of observations and actions, which is all that a quantizer sees, row 1 that of all arrays.
+    """
+    rows = []
+    for keys in (("observations", "actions"), sorted(transitions)):
+        sha256 = hashlib.sha256()
+        for key in keys:
+            values = np.ascontiguousarray(transitions[key])
+            sha256.update(f"{key} {values.dtype} {values.shape}".encode())
+            sha256.update(values)
+        rows.append(np.frombuffer(sha256.digest(), np.uint8))
+    return np.stack(rows)
 
 
 def get_normalized_score(env_id: str, returns):
@@ -234,16 +266,26 @@ def return_range(env_id: str, dataset: dict[str, np.ndarray]) -> float:
     return spread
 
 
-def describe(env_id: str, dataset: dict[str, np.ndarray]) -> str:
+def describe(env_id: str, dataset: dict[str, np.ndarray], h5path: str | Path | None = None) -> str:
     """For people, in one line: rows, episodes and their returns, sizes of an observation and an action.
 
-    A second line says of Minari's datasets what their scores may be compared with.
+    A second line says of Minari's datasets what their scores may be compared with; then follow `warnings_about`.
     """
     returns = episode_returns(env_id, dataset)
     rows, observation_size = dataset["observations"].shape
     action_size = dataset["actions"].shape[1]
-    line = (
+    lines = [
         f"{rows:,} steps, {len(returns):,} episodes with returns {returns.min():.1f} to {returns.max():.1f} "
         f"(mean {returns.mean():.1f}), {observation_size} observations, {action_size} actions"
-    )
-    return f"{line}\n{minari_datasets.note(env_id)}" if task(env_id).is_minari else line
+    ]
+    if task(env_id).is_minari:
+        lines.append(minari_datasets.note(env_id))
+    return "\n".join(lines + [f"warning: {sentence}" for sentence in warnings_about(env_id, dataset, h5path)])
+
+
+def warnings_about(env_id: str, dataset: dict[str, np.ndarray], h5path: str | Path | None = None) -> list[str]:
+    """What is unusual about a dataset, and probably a fault of it: a sentence each."""
+    try:
+        return evaluation.compare(env_id, dataset, h5path)
+    except DatasetError as error:  # a file can be looked into without its simulator
+        return [f"the data was not compared with the environment: {error}"]
