@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the d4rl beside this folder
 import d4rl
 from d4rl import runs
 
@@ -62,7 +63,7 @@ class Args:
 
 
 class Transitions(NamedTuple):
-    """The data set (N rows) or a batch (B rows): observations standardised, rewards scaled."""
+    """The data set (N rows) or a batch (B rows): observations standardised, actions and rewards scaled."""
 
     obs: Tensor  # (N, obs_dim)
     action: Tensor  # (N, action_dim)
@@ -173,9 +174,9 @@ def make_act(args: Args, learner: Learner, spaces: d4rl.Spaces):
     @torch.no_grad()
     def act(observation: np.ndarray, uniform: np.ndarray | None = None) -> np.ndarray:
         """(obs_dim,) or (B, obs_dim) -> action likewise; deterministic, so `uniform` plays no part."""
-        obs = runs.to_batch(observation, spaces)  # (B, obs_dim)
-        action = policy_mean(args, learner, (obs - spaces.obs_mean) / spaces.obs_std)
-        action = action.clamp(spaces.action_low, spaces.action_high).cpu().numpy()
+        obs = spaces.standardise(runs.to_batch(observation, spaces))  # (B, obs_dim)
+        action = policy_mean(args, learner, obs)
+        action = spaces.unscale(action).cpu().numpy()  # within the bounds
         return action if np.ndim(observation) > 1 else action[0]
 
     return act
@@ -225,7 +226,8 @@ def main(args: Args) -> float:
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)  # below 1e-38 is 0: such numbers slow some processors
     torch.manual_seed(args.seed)  # the initial weights
-    d4rl.playable_task(args.env_id)  # its simulator is here, or one sentence says what to install
+    # Builds the environment: what would fail at the first evaluation fails now.
+    d4rl.playable_task(args.env_id, args.dataset_path or None, args.capture_video)
     if args.evaluate:
         return play(args)
     data, spaces = load_data(args)
@@ -264,19 +266,22 @@ SCRIPT = Path(__file__).stem
 def load_data(args: Args) -> tuple[Transitions, d4rl.Spaces]:
     """The task's transitions, and what acting has to know of its spaces, as tensors."""
     dataset = d4rl.get_dataset(args.env_id, args.dataset_path or None)
-    print(f"{args.env_id} on {args.device}: {d4rl.describe(args.env_id, dataset)}")
-    arrays = d4rl.qlearning_dataset(args.env_id, dataset=dataset).values()
-    arrays = [torch.as_tensor(array, dtype=torch.float32, device=args.device) for array in arrays]
-    obs, action, next_obs, reward, terminal = arrays
-    low, high = (torch.as_tensor(x, device=args.device) for x in d4rl.action_bounds(args.env_id))
-    spaces = d4rl.Spaces(obs.mean(0), obs.std(0) + 1e-3, low, high)  # some entries never change
-    obs = (obs - spaces.obs_mean) / spaces.obs_std
-    next_obs = (next_obs - spaces.obs_mean) / spaces.obs_std
+    about = d4rl.describe(args.env_id, dataset, args.dataset_path or None)
+    print(f"{args.env_id} on {args.device}: {about}")
+    arrays = d4rl.qlearning_dataset(args.env_id, dataset=dataset)
+    tensors = (torch.as_tensor(array, dtype=torch.float32) for array in arrays.values())
+    obs, action, next_obs, reward, terminal = tensors
+    std = torch.where(obs.amin(0) == obs.amax(0), 1.0, obs.std(0) + 1e-3)  # some never change
+    bounds = (torch.as_tensor(bound) for bound in d4rl.action_bounds(args.env_id, dataset))
+    spaces = d4rl.Spaces(obs.mean(0), std, *bounds, torch.as_tensor(d4rl.fingerprint(arrays)))
+    obs, next_obs = spaces.standardise(obs), spaces.standardise(next_obs)
+    action = spaces.scale(action)
     scale = args.reward_scale
     if args.normalize_rewards:
         scale *= 1000 / d4rl.return_range(args.env_id, dataset)
     reward = (reward + args.reward_shift) * scale
-    return Transitions(obs, action, reward, next_obs, terminal), spaces
+    data = Transitions(obs, action, reward, next_obs, terminal)
+    return Transitions(*(array.to(args.device) for array in data)), spaces.to(args.device)
 
 
 def evaluate(args: Args, act, video: Path | None = None) -> dict:
@@ -302,7 +307,7 @@ def load(folder: str, args: Args | None = None, **changes):
     """
     saved = runs.read_run(folder, SCRIPT, Args, stage="learner")
     args = args or runs.change(Args, saved["args"], ACTING, changes)
-    spaces = d4rl.Spaces(*(array.to(args.device) for array in saved["spaces"]))
+    spaces = d4rl.Spaces(*saved["spaces"]).to(args.device)
     learner = Learner(args, len(spaces.obs_mean), len(spaces.action_low)).to(args.device)
     learner.load_state_dict(saved["stages"]["learner"]["model"])
     return make_act(args, learner, spaces)
@@ -314,8 +319,4 @@ def parse_args(argv: list[str] | None = None) -> Args:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args())
-    except (d4rl.UsageError, NotADirectoryError, PermissionError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    runs.guard(main, parse_args)

@@ -28,6 +28,23 @@ class Spaces(NamedTuple):
     action_high: object  # (action size,)
     fingerprint: object = None  # (2, 32): what it was trained on, see `fingerprint`
 
+    def to(self, device) -> "Spaces":
+        """Tensors, moved."""
+        return Spaces(*(array.to(device) for array in self))
+
+    def standardise(self, obs):
+        """(..., observation size): as the data have mean 0 and standard deviation 1."""
+        return (obs - self.obs_mean) / self.obs_std
+
+    def scale(self, action):
+        """(..., action size): from the bounds of the action space to -1 and 1, where networks work."""
+        return (action - (self.action_high + self.action_low) / 2) / ((self.action_high - self.action_low) / 2)
+
+    def unscale(self, action):
+        """(..., action size): back into the action space; what lies outside is moved to the nearest bound."""
+        middle, half = (self.action_high + self.action_low) / 2, (self.action_high - self.action_low) / 2
+        return (middle + half * action).clip(self.action_low, self.action_high)
+
 
 def action_bounds(env_id: str, dataset: dict[str, np.ndarray] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Lowest and highest actions of a task's environment, each (action size,), float32; robomimic's are -1 and 1.
