@@ -1,8 +1,9 @@
 """The runs of the training scripts: command line, folder, logs, and what a killed run resumes from.
 
-A run's folder holds `checkpoint.pt` (all that --resume, --evaluate and --quantizer-from need), `args.json`,
-`metrics.csv`, TensorBoard's events and, once it is finished, `result.json`. Each file is replaced in one step,
-so a kill leaves the old one or the new one. `import d4rl` does not load this module: it needs PyTorch.
+A run's folder holds `checkpoint.pt` (all that --resume, --evaluate and --quantizer-from need) and the checkpoint
+before it, `args.json`, `metrics.csv`, TensorBoard's events and, once it is finished, `result.json`. Each file is
+replaced in one step, so a kill leaves the old one or the new one. `import d4rl` does not load this module: it needs
+PyTorch.
 """
 
 import errno
@@ -10,11 +11,15 @@ import io
 import json
 import os
 import shlex
+import shutil
 import signal
+import socket
 import sys
 import time
+import zipfile
 from dataclasses import asdict, fields, replace
 from datetime import datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -22,15 +27,21 @@ from typing import get_args, get_type_hints
 import numpy as np
 import torch
 import tyro
+from filelock import FileLock, Timeout
 from torch.utils.tensorboard import SummaryWriter
 
+from d4rl.data import Spaces
 from d4rl.tasks import UsageError
 
 # What may change when a run is resumed, what when it is played, and what a quantizer is made of.
-RESUME = {"resume", "device", "threads", "track", "capture_video"}
+RESUME = {"resume", "steps", "dataset_path", "device", "threads", "track", "capture_video"}
 PLAY = {"evaluate", "dataset_path", "device", "threads", "capture_video", "seed", "eval_episodes"}
 QUANTIZER = {"vqvae_steps", "vqvae_hidden_dim", "codebook_size", "embedding_dim", "codebook_form", "revive"}
 QUANTIZER |= {"condition_on_obs"}
+# The highest value of an argument whose script gives none; sizes: SIZE, other numbers: 1e9.
+HIGHEST = {"batch_size": 2**20, "eval_episodes": 10_000, "threads": 1024}
+SIZE = 2**16
+CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 
 
 # --- the way out ---
@@ -96,7 +107,7 @@ def parse_args(cls, script: str, settings: dict, limits: dict, play: tuple = (),
     Args:
         script: its name, without .py.
         settings: for how an env-id begins (or a tuple of these), other defaults; a later entry wins.
-        limits: lowest and highest value of a number; else counts start at 1 and other numbers at 0.
+        limits: lowest and highest value of a number; else counts start at 1 and other numbers at 0 (up to `HIGHEST`).
         play: what --evaluate may change besides `PLAY`.
 
     Raises:
@@ -122,13 +133,30 @@ def parse_args(cls, script: str, settings: dict, limits: dict, play: tuple = (),
         flag = f"--{name.replace('_', '-')} is {value}"
         if name in fixed and value != fixed[name]:
             raise UsageError(f"{flag}, but {fixed[name]} in {folder}, and has to stay so; leave the flag out.")
-        low, high = limits.get(name, (1 if isinstance(value, int) else 0, 1e9))
+        highest = HIGHEST.get(name, SIZE if name.endswith(("_size", "_dim")) or name.startswith("num_") else 1e9)
+        low, high = limits.get(name, (1 if isinstance(value, int) else 0, highest))
         if type(value) in (int, float) and not low <= value <= high:
-            raise UsageError(f"{flag}; it has to be at least {low} and at most {high}.")
+            raise UsageError(f"{flag}; it has to be at least {low:,g} and at most {high:,.12g}.")
+    if early.resume:
+        _check_steps(args)
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda needs a GPU that PyTorch can use, and there is none; use --device cpu.")
     auto = "cuda" if torch.cuda.is_available() else "cpu"
     return replace(args, device=auto if args.device == "auto" else args.device)
+
+
+def _check_steps(args):
+    """Whether a run with other --steps would have been the same so far: not if its learning rates depend on them."""
+    saved = read_run(args.resume)
+    learner, steps = saved["stages"].get("learner"), saved["args"]["steps"]
+    if learner is None or args.steps == steps:
+        return
+    rates = [group["lr"] for group in learner["optimizer"]["param_groups"]]
+    if rates != learner["first_rates"]:
+        problem = f"the learning rate of {args.resume} falls towards update {steps}"
+        raise UsageError(f"--steps has to stay {steps}: {problem}; leave the flag out, or start a new run.")
+    if args.steps < learner["step"]:
+        raise UsageError(f"--steps is {args.steps}, but {args.resume} has done {learner['step']}; give that or more.")
 
 
 def change(cls, args: dict, play: tuple, changes: dict):
@@ -153,18 +181,49 @@ def read_run(folder: str | Path, script: str = "", cls=None, stage: str = "") ->
     Raises:
         UsageError: no checkpoint, one of another script or version, or `stage` is not finished.
     """
-    path = Path(folder, "checkpoint.pt")
-    try:
-        saved = torch.load(path, weights_only=True, map_location="cpu")
-        owner, names, stages = saved["script"], saved["args"].keys(), saved["stages"]
-    except Exception as error:  # no such file, a damaged one, or something else: each fails in its own way
-        reason = "no such file" if not path.exists() else "damaged, or not a run's"
-        raise UsageError(f"{folder} is not the folder of a run ({path}: {reason}); give one as runs/NAME.") from error
-    if cls and (owner != script or names != {field.name for field in fields(cls)}):
-        raise UsageError(f"{folder} is a run of {owner}.py, or of another version of it; use that one.")
-    if stage and not stages.get(stage, {}).get("finished"):
-        raise UsageError(f"{folder} has no finished {stage}; go on with --resume {folder}, or name another run.")
+    path = Path(folder, CHECKPOINT)
+    saved, problem = _read(path)
+    fallback = ""
+    if problem and path.with_name(PREVIOUS).exists():
+        saved, _ = _read(path.with_name(PREVIOUS))
+        fallback = f"{path}: {problem}"
+    if not saved:
+        raise UsageError(f"{folder} is not the folder of a run ({path}: {problem}); give one as runs/NAME.")
+    names = {field.name for field in fields(cls)} if cls else saved["args"].keys()
+    if script and saved["script"] != script or saved["args"].keys() != names:
+        raise UsageError(f"{folder} is a run of {saved['script']}.py, or of another version of it; use that one.")
+    if len(saved["spaces"]) != len(Spaces._fields):
+        raise UsageError(f"{folder} is a run of another version of {saved['script']}.py; use that one.")
+    if stage and not saved["stages"].get(stage, {}).get("finished"):
+        reason = f" ({fallback}; the one before it is older)" if fallback else ""
+        problem = f"{folder} has no finished {stage}{reason}"
+        raise UsageError(f"{problem}; go on with --resume {folder}, or name another run.")
+    if fallback:
+        row = (saved["history"] or [{"stage": "start", "step": 0}])[-1]
+        _say(f"{fallback}; using {PREVIOUS}, which is of {row['stage']}, update {row['step']}.")
     return saved
+
+
+def _read(path: Path) -> tuple[dict, str]:
+    """A checkpoint, or {} and what is wrong with it. PyTorch itself does not look at the checksums."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+        saved = torch.load(path, weights_only=True, map_location="cpu")
+        wanted = {"script", "args", "spaces", "stages", "history", "returns"}
+        return (saved, "") if not damaged and wanted <= saved.keys() else ({}, "damaged, or not a run's")
+    except FileNotFoundError:
+        return {}, "no such file"
+    except PermissionError:
+        return {}, "may not be read"
+    except Exception:  # whatever is in it: each fails in its own way
+        return {}, "damaged, or not a run's"
+
+
+@cache
+def _say(sentence: str):
+    """Print it, once."""
+    print(sentence)
 
 
 def to_batch(observation, spaces) -> torch.Tensor:
@@ -180,10 +239,21 @@ def to_batch(observation, spaces) -> torch.Tensor:
     return obs
 
 
-def _write(path: Path, content: bytes):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".tmp").write_bytes(content)
-    os.replace(path.with_suffix(".tmp"), path)
+def _write(path: Path, content: bytes, keep: str = ""):
+    """Replace a file in one step, also if the machine goes down; `keep`: a name for what was there."""
+    new = path.with_suffix(".tmp")
+    try:
+        with new.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:  # a full disk: what was written would keep it full
+        new.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)
+        raise
+    if keep and path.exists():
+        os.replace(path, path.with_name(keep))  # killed here, `read_run` takes that one
+    os.replace(new, path)
 
 
 class Run:
@@ -191,58 +261,121 @@ class Run:
 
     Args:
         spaces: a `d4rl.Spaces` of tensors; it becomes part of the checkpoint.
+
+    Raises:
+        UsageError: a folder that another process trains in; other data than before; Weights & Biases does not work.
     """
 
     latest: "Run | None" = None  # the one that this process trains, once it can be resumed
 
-    def __init__(self, script: str, args, spaces):
+    def __init__(self, script: str, args, spaces: Spaces):
         self.args, self.spaces = args, spaces
         name = f"{args.env_id.replace('/', '-')}__{script}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
         self.folder = Path(args.resume or Path(args.runs_dir, name))
-        self.saved = {"script": script, "args": asdict(args), "spaces": tuple(spaces), "stages": {}}
-        self.saved |= {"history": [], "returns": []}
-        if args.resume:
-            self.saved = read_run(args.resume)
-        elif getattr(args, "quantizer_from", ""):
+        self.saved = {"script": script, "args": {}, "spaces": tuple(spaces), "stages": {}, "history": [], "returns": []}
+        self.damaged = False  # whether checkpoint.pt is, and the one before it must not be replaced by it
+        if getattr(args, "quantizer_from", "") and not args.resume:
             self._take_quantizer(args.quantizer_from)
-        self._save()
-        _write(self.folder / "args.json", json.dumps({"script": script, **self.saved["args"]}, indent=2).encode())
-        if args.track:
-            import wandb
-
-            settings = dict(config=asdict(args), dir=self.folder, resume="allow")
-            self.wandb = wandb.init(project="saq", id=self.folder.name, **settings)
-            wandb.define_metric("*", step_metric="step")
-        self.writer = SummaryWriter(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=bool(args.resume))
+        try:
+            self._lock()
+            if args.resume:
+                self._continue()
+            self.saved["args"] = asdict(args) | {"resume": ""}
+            if args.track:
+                self.wandb = self._track()
+            self._save()
+            _write(self.folder / "args.json", json.dumps({"script": script, **self.saved["args"]}, indent=2).encode())
+            self.writer = SummaryWriter(self.folder)
+        except Exception:
+            if not args.resume:  # there is nothing in it yet
+                shutil.rmtree(self.folder, ignore_errors=True)
+            raise
         self._begin()
         Run.latest = self
         print(self.folder)
 
+    def _lock(self):
+        """Until `finish`, or the end of the process however it ends. In one process a later Run takes over."""
+        self.lock = FileLock(self.folder / ".lock", timeout=0, thread_local=False, is_singleton=True)
+        holder = self.folder / "running.txt"
+        try:
+            self.lock.acquire()
+        except Timeout:
+            who = holder.read_text() if holder.exists() else "another process"
+            raise UsageError(f"{self.folder} is in use by {who}; wait until it ends, or stop it.") from None
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}")
+
+    def _continue(self):
+        """With what is saved, if the data is the same; the learner is finished if it has done the steps of now."""
+        self.saved = read_run(self.folder)
+        self.damaged = _read(self.folder / CHECKPOINT)[0] == {}
+        saved = Spaces(*self.saved["spaces"])
+        if not torch.equal(saved.fingerprint, self.spaces.fingerprint.cpu()):
+            advice = "give the file that it was trained on with --dataset-path, or start a new run"
+            raise UsageError(f"{self.folder} was trained on other data than what is there now; {advice}.")
+        self.spaces = Spaces(*(array.to(self.spaces.obs_mean.device) for array in saved))
+        if learner := self.saved["stages"].get("learner"):
+            learner["finished"] = learner["step"] == self.args.steps
+            if not learner["finished"]:
+                (self.folder / "result.json").unlink(missing_ok=True)
+
     def _take_quantizer(self, folder: str):
         other = read_run(folder, stage="quantizer")
-        if not torch.equal(other["spaces"][0], self.spaces[0].cpu()):
+        theirs, ours = Spaces(*other["spaces"]), Spaces(*(array.cpu() for array in self.spaces))
+        same = torch.equal(theirs.fingerprint[0], ours.fingerprint[0])  # observations and actions
+        same = same and torch.equal(theirs.action_low, ours.action_low)
+        if not (same and torch.equal(theirs.action_high, ours.action_high)):
             raise UsageError(f"the quantizer in {folder} was trained on other data; leave --quantizer-from out.")
         self.saved["stages"]["quantizer"] = other["stages"]["quantizer"]
         self.saved["history"] = [row for row in other["history"] if row["stage"] == "quantizer"]
+
+    def _track(self):
+        """A run of Weights & Biases with the name of the folder; a resumed run goes on in it."""
+        try:
+            import wandb
+
+            settings = dict(config=asdict(self.args), dir=self.folder, resume="allow")
+            run = wandb.init(project="saq", id=self.folder.name, **settings)
+            wandb.define_metric("*", step_metric="step")
+            return run
+        except ImportError:
+            raise UsageError("--track needs Weights & Biases: pip install wandb, or leave the flag out.") from None
+        except Exception as error:  # no login, a wrong key, no server: each fails in its own way
+            problem = f"--track: Weights & Biases does not work here ({' '.join(str(error).split())[:300]})"
+            advice = "log in with `wandb login`, set WANDB_MODE=offline, or leave the flag out"
+            raise UsageError(f"{problem}; {advice}.") from error
 
     def _begin(self):
         """Of what the next row of metrics is about."""
         self.start, self.count, self.sums = time.time(), 0, {}
 
     def restore(self, stage: str, model, optimizer, generator: torch.Generator) -> int:
-        """Put a stage back to its last checkpoint; return the number of its updates."""
+        """Put a stage back to its last checkpoint; return the number of its updates.
+
+        A run may move to another kind of device, whose random numbers are others: it goes on with new ones.
+        """
         self._begin()
         state = self.saved["stages"].get(stage)
         self.stage, self.step = stage, 0 if state is None else state["step"]
+        self.first_rates = [group["lr"] for group in optimizer.param_groups]  # `_check_steps` compares with them
         if state is None:
             return 0
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        generator.set_state(state["generator"])
-        cpu, *gpus = state["noise"]  # of losses that draw some
-        torch.set_rng_state(cpu)
-        if len(gpus) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(gpus)
+        self.first_rates = state["first_rates"]
+        before, now = state["device"], generator.device.type
+        if before == now:
+            generator.set_state(state["generator"])
+            noise = state["noise"]  # of losses that draw some
+            torch.set_rng_state(noise[0])
+            if now == "cuda":
+                torch.cuda.set_rng_state(noise[1])
+        elif not state["finished"]:
+            seed = self.args.seed * 10**9 + state["step"]
+            generator.manual_seed(seed)
+            torch.manual_seed(seed)
+            _say(f"{stage}: on {before} up to update {state['step']}, on {now} from here on, with newly drawn batches.")
         return state["step"]
 
     def log(self, metrics: dict[str, torch.Tensor]):
@@ -271,13 +404,16 @@ class Run:
         row = {name: float(total) / self.count for name, total in self.sums.items()}
         row[f"time/{stage}_updates_per_second"] = self.count / (self.last - self.start)
         row |= {**measured, f"time/{stage}_seconds": seconds}
+        device = generator.device.type
         self.saved["returns"] = row.pop("returns", [])
         self.saved["history"].append({"stage": stage, "step": step} | row)
         self.saved["stages"][stage] = {
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "generator": generator.get_state(),
-            "noise": [torch.get_rng_state(), *torch.cuda.get_rng_state_all()],
+            "noise": [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if device == "cuda" else [])],
+            "device": device,
+            "first_rates": self.first_rates,
             "step": step,
             "finished": step == steps,
             "seconds": seconds,
@@ -291,10 +427,11 @@ class Run:
         return {name: f"{value:.3g}" for name, value in row.items() if not name.startswith(("time", "charts"))}
 
     def _save(self):
-        """The checkpoint, then metrics.csv, which is its history as a table."""
+        """The checkpoint, with the one before it kept; then metrics.csv, which is its history as a table."""
         buffer = io.BytesIO()
         torch.save(self.saved, buffer)
-        _write(self.folder / "checkpoint.pt", buffer.getvalue())
+        _write(self.folder / CHECKPOINT, buffer.getvalue(), keep="" if self.damaged else PREVIOUS)
+        self.damaged = False
         columns = dict.fromkeys(name for row in self.saved["history"] for name in row)
         lines = [",".join(columns)]
         for row in self.saved["history"]:
@@ -316,6 +453,8 @@ class Run:
         result["versions"] = {name: version(name) for name in ("torch", "numpy", "gymnasium", "mujoco", "d4rl")}
         _write(self.folder / "result.json", json.dumps(result, indent=2).encode())
         self.writer.close()
+        (self.folder / "running.txt").unlink(missing_ok=True)
+        self.lock.release(force=True)
         Run.latest = None
         print(f"score {scores[-1]:.1f} (best {max(scores):.1f}) over {len(returns)} episodes; {self.folder}")
         return scores[-1]

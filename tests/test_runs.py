@@ -5,6 +5,8 @@
 
 import csv
 import json
+import os
+import shutil
 import sys
 from dataclasses import dataclass, make_dataclass, replace
 from typing import Literal
@@ -20,7 +22,9 @@ from d4rl import runs
 @dataclass
 class Args:
     lr: float = 0.1  # rate
-    steps: int = 10  # updates of each stage
+    anneal_lr: bool = False  # or constant
+    steps: int = 10  # updates of the learner
+    vqvae_steps: int = 10  # updates of the quantizer
     revive: bool = False  # or not
     codebook_size: int = 4  # K
     quantizer_from: str = ""  # a run
@@ -43,7 +47,7 @@ SETTINGS = {
     ("hopper-b", "pen"): dict(steps=8, revive=True),
     "hopper-b-c": dict(acting="sample"),
 }
-SPACES = d4rl.Spaces(torch.tensor([0.5]), torch.tensor([2.0]), torch.tensor([-1.0]), torch.tensor([1.0]))
+SPACES = d4rl.Spaces(*torch.tensor([[0.5], [2.0], [-1.0], [1.0]]), torch.zeros(2, 32, dtype=torch.uint8))
 
 
 def parse(*flags, play=(), **limits):
@@ -56,21 +60,31 @@ def train(args, spaces=SPACES):
     models = {stage: torch.nn.Linear(1, 1) for stage in ("quantizer", "learner")}
     run = runs.Run("toy", args, spaces)
     for stage, model in models.items():
+        steps = args.steps if stage == "learner" else args.vqvae_steps
         optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
         generator = torch.Generator().manual_seed(args.seed)
-        for step in range(run.restore(stage, model, optimizer, generator), args.steps):
+        for step in range(run.restore(stage, model, optimizer, generator), steps):
+            if args.anneal_lr:
+                optimizer.param_groups[0]["lr"] = args.lr * (1 - step / steps)
             x = torch.randn(4, 1, generator=generator)
             loss = (model(x) + torch.randn(())).pow(2).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             run.log({f"losses/{stage}": loss})
-            if (step + 1) % 4 == 0 or step + 1 == args.steps:
+            if (step + 1) % 4 == 0 or step + 1 == steps:
                 score = model.weight.item() * (step - 5)
                 measured = {"eval/score": score, "returns": [score, step]} if stage == "learner" else {}
-                run.record(stage, step + 1, args.steps, measured, model, optimizer, generator)
+                run.record(stage, step + 1, steps, measured, model, optimizer, generator)
     run.finish()
     return run.folder
+
+
+def data(row):
+    """Spaces of other data, by a row of the fingerprint."""
+    fingerprint = SPACES.fingerprint.clone()
+    fingerprint[row, 5] = 1
+    return SPACES._replace(fingerprint=fingerprint)
 
 
 def whole_run(tmp_path):
@@ -92,18 +106,24 @@ def test_settings_per_domain(monkeypatch, capsys):
         parse("--help", "--env-id", "pen")
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert exit.value.code == 0
-    assert "updates of each stage (default: 8)" in shown and "(default: 0.1)" in shown
+    assert "updates of the learner (default: 8)" in shown and "(default: 0.1)" in shown
 
 
 def test_limits():
     """Given ones; else counts start at 1 and other numbers at 0."""
     wrong = "steps=0 steps=-1 lr=-1 lr=nan lr=inf seed=-1 seed=10 steps=10000000000".split()
+    wrong += ["codebook_size=100000000", "eval_episodes=10001", "threads=1025"]
     limited = {"lr=1.5": {"lr": (0, 1)}, "lr=0": {"lr": (1e-6, 1)}}
     for flag, limits in (dict.fromkeys(wrong, {}) | limited).items():
-        with pytest.raises(d4rl.UsageError, match=f"--{flag.replace('=', ' is ')}.*at least.*at most"):
+        with pytest.raises(
+            d4rl.UsageError, match=f"--{flag.replace('=', ' is ').replace('_', '-')}.*at least.*at most"
+        ):
             parse(f"--{flag}", **limits)
     assert parse("--seed", 0, "--lr", 0).lr == 0 and parse("--lr", 1, lr=(0, 1), steps=(0, 9)).lr == 1
     assert parse("--seed", 9, "--steps", 1).steps == 1
+    assert parse("--codebook-size", 65536, "--threads", 1024, "--eval-episodes", 10000).codebook_size == 65536
+    with pytest.raises(d4rl.UsageError, match="at least 1 and at most 65,536"):
+        parse("--codebook-size", 65537)
 
 
 def test_device(monkeypatch):
@@ -121,10 +141,10 @@ def test_flags_of_a_resumed_run(tmp_path):
     whole = whole_run(tmp_path)
     saved = replace(Args(**checkpoint(whole)["args"]), resume=str(whole))
     assert parse("--resume", whole) == saved and saved.codebook_size == 5  # no settings of its task
-    given = parse("--resume", whole, "--threads", 2, "--track", "--capture-video")
-    assert given == replace(saved, threads=2, track=True, capture_video=True)
-    changed = "--steps 30", "--revive", "--env-id pen", "--seed 1", "--acting sample", "--runs-dir elsewhere"
-    for flags in (*changed, f"--evaluate {whole}", f"--quantizer-from {whole}", "--dataset-path x", "--lr 3"):
+    given = parse("--resume", whole, "--threads", 2, "--track", "--capture-video", "--dataset-path", "x")
+    assert given == replace(saved, threads=2, track=True, capture_video=True, dataset_path="x")
+    changed = "--revive", "--env-id pen", "--seed 1", "--acting sample", "--runs-dir elsewhere", "--lr 3"
+    for flags in (*changed, f"--evaluate {whole}", f"--quantizer-from {whole}", "--vqvae-steps 30"):
         with pytest.raises(d4rl.UsageError, match=f"{flags.split()[0]} is .* has to stay so"):
             parse("--resume", whole, *flags.split())
 
@@ -167,11 +187,16 @@ def test_changes_of_a_loaded_policy(tmp_path):
 def test_what_is_no_run(tmp_path):
     whole = whole_run(tmp_path)
     (tmp_path / "empty").mkdir()
-    for content in (b"", b"[1, 2]", (whole / "checkpoint.pt").read_bytes()[:-300]):
+    sound = (whole / "checkpoint.pt").read_bytes()
+    zeros = sound.replace(weight := checkpoint(whole)["spaces"][0].numpy().tobytes(), bytes(len(weight)))
+    assert zeros != sound and len(zeros) == len(sound)
+    for content in (b"", b"[1, 2]", sound[:-300], sound[:1000], zeros):
         (tmp_path / "foreign").mkdir(exist_ok=True)
         (tmp_path / "foreign" / "checkpoint.pt").write_bytes(content)
         with pytest.raises(d4rl.UsageError, match="foreign is not the folder of a run .*damaged"):
             runs.read_run(tmp_path / "foreign")
+    shutil.copy(whole / "checkpoint.pt", tmp_path / "foreign")
+    assert runs.read_run(tmp_path / "foreign")
     torch.save({"script": "toy", "args": {}}, tmp_path / "foreign" / "checkpoint.pt")
     for name, reason in [("empty", "no such file"), ("nowhere", "no such file"), ("foreign", "damaged")]:
         with pytest.raises(d4rl.UsageError, match=f"{name} is not the folder of a run .*{reason}"):
@@ -190,6 +215,10 @@ def test_whose_run_it_is(tmp_path):
         runs.read_run(whole, "other", Args)
     with pytest.raises(d4rl.UsageError, match="another version"):
         runs.read_run(whole, "toy", make_dataclass("Args", [*checkpoint(whole)["args"], "temperature"]))
+    torch.save(saved := checkpoint(whole) | {"spaces": SPACES[:4]}, whole / "checkpoint.pt")
+    assert len(saved["spaces"]) == 4
+    with pytest.raises(d4rl.UsageError, match="another version"):
+        runs.read_run(whole)
 
 
 @pytest.mark.parametrize("change", [dict(finished=False), None])
@@ -199,6 +228,7 @@ def test_an_unfinished_stage(change, tmp_path):
     stage = saved["stages"].pop("quantizer")
     saved["stages"] |= {"quantizer": stage | change} if change else {}
     torch.save(saved, whole / "checkpoint.pt")
+    (whole / "checkpoint.previous.pt").unlink()
     for call in (lambda: runs.read_run(whole, stage="quantizer"), lambda: parse("--quantizer-from", whole)):
         with pytest.raises(d4rl.UsageError, match="no finished quantizer; go on with --resume"):
             call()
@@ -212,7 +242,9 @@ def test_files_of_a_run(tmp_path):
     assert (env, script, seed) == ("hopper-a", "toy", "0")
     names = {path.name for path in whole.iterdir()}
     events = {name for name in names if name.startswith("events.out.tfevents")}
-    assert len(events) == 1 and names - events == {"args.json", "metrics.csv", "checkpoint.pt", "result.json"}
+    checkpoints = {"checkpoint.pt", "checkpoint.previous.pt"}
+    assert len(events) == 1
+    assert names - events == {"args.json", "metrics.csv", "result.json", ".lock"} | checkpoints
     args = json.loads((whole / "args.json").read_text())
     assert args.pop("script") == "toy" and Args(**args).codebook_size == 5
     rows = metrics(whole)
@@ -222,7 +254,7 @@ def test_files_of_a_run(tmp_path):
     assert len(scores) == 3 and scores[-1] == 4 * saved["stages"]["learner"]["model"]["weight"].item()
     assert scores[-1] < max(scores)
     assert all(stage["finished"] and stage["step"] == 10 for stage in saved["stages"].values())
-    assert [tuple(x) for x in saved["spaces"]] == [(0.5,), (2.0,), (-1.0,), (1.0,)]
+    assert all(torch.equal(x, y) for x, y in zip(saved["spaces"], SPACES, strict=True))
     wanted = {"score": scores[-1], "best_score": max(scores), "returns": [scores[-1], 9], "episodes": 2}
     wanted |= {"env_id": "hopper-a", "script": "toy", "seed": 0}
     seconds = {name: stage["seconds"] for name, stage in saved["stages"].items()}
@@ -328,50 +360,71 @@ def test_quantizer_of_another_run(tmp_path):
     assert_same_run(taken, whole)
     assert checkpoint(taken)["args"]["quantizer_from"] == str(whole)
     assert checkpoint(whole)["returns"] == before["returns"]
-    for mean in ([0.25], [0.5, 0.5]):
+    new = replace(args, runs_dir=str(tmp_path / "new"))
+    wider = torch.tensor([2.0])
+    for other in (data(0), SPACES._replace(action_low=-wider), SPACES._replace(action_high=wider)):
         with pytest.raises(d4rl.UsageError, match="trained on other data"):
-            train(replace(args, runs_dir=str(tmp_path / "new")), SPACES._replace(obs_mean=torch.tensor(mean)))
+            train(new, other)
     assert not (tmp_path / "new").exists()
+    train(new, data(1))  # other rewards: no business of the quantizer
 
 
 # --- kills ---
-def break_write(monkeypatch, number, at="half"):
-    """The `number`-th file that is written is left half written under its temporary name, or not renamed."""
-    count, write = [0], runs._write
+def die(monkeypatch, at, number):
+    """Like a kill in the `number`-th file written, half of it done, or before the `number`-th renaming."""
+    count, sound = [0], getattr(os, at)
 
-    def write_or_die(path, content):
+    def do_or_die(*arguments):
         count[0] += 1
         if count[0] == number:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.with_suffix(".tmp").write_bytes(content[: len(content) // 2] if at == "half" else content)
+            if at == "fsync":
+                os.ftruncate(arguments[0], os.fstat(arguments[0]).st_size // 2)
             raise Killed
-        write(path, content)
+        sound(*arguments)
 
-    monkeypatch.setattr(runs, "_write", write_or_die)
+    monkeypatch.setattr(os, at, do_or_die)
     return count
 
 
-def test_resume_after_a_kill_in_any_file(tmp_path, monkeypatch):
-    """Twice: the run that goes on dies too, two files later."""
+@pytest.mark.parametrize(("at", "writes"), [("fsync", 3 + 2 * 6 + 1), ("replace", 3 + 3 * 6 + 1)])
+def test_resume_after_a_kill_in_any_file(at, writes, tmp_path, monkeypatch):
+    """Twice: the run that goes on dies too, two files later. At no moment is there no whole checkpoint."""
     whole = whole_run(tmp_path)
     with monkeypatch.context() as patch:
-        count = break_write(patch, number=-1)
+        count = die(patch, at, number=-1)
         train(Args(runs_dir=str(tmp_path / "counted"), codebook_size=5))
-    assert count[0] == 3 + 2 * 6 + 1  # checkpoint, table, arguments; two for each row; the result
-    for number in range(2, count[0] + 1):  # the first leaves no run
+    assert (
+        count[0] == writes
+    )  # checkpoint, table, arguments; each row renames the checkpoint before it as well
+    for number in range(2, writes + 1):  # the first leaves no run
         place = tmp_path / str(number)
         with monkeypatch.context() as patch, pytest.raises(Killed):
-            break_write(patch, number, at="half" if number % 2 else "whole")
+            die(patch, at, number)
             train(Args(runs_dir=str(place), codebook_size=5))
         (folder,) = run_folders(place)
         assert list(folder.glob("*.tmp")) and not (folder / "result.json").exists()
         with monkeypatch.context() as patch, pytest.raises(Killed):
-            break_write(patch, 3)
+            die(patch, at, 3)
             train(parse("--resume", folder))
             raise Killed  # it was almost done, and is now
         train(parse("--resume", folder))
         assert_same_run(folder, whole)
         assert not list(folder.glob("*.tmp"))
+
+
+def kill(args, updates, stage="learner"):
+    """Train, and die after so many updates of the stage; return the folder."""
+
+    def log(self, metrics):
+        Run.log(self, metrics)
+        if (self.stage, self.step) == (stage, updates):
+            raise Killed(self.folder)
+
+    Run = runs.Run
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed) as killed:
+        patch.setattr(runs, "Run", type("Run", (Run,), {"log": log}))
+        train(args)
+    return killed.value.args[0]
 
 
 def test_seconds_go_on_after_a_kill(tmp_path, monkeypatch):
@@ -385,3 +438,102 @@ def test_seconds_go_on_after_a_kill(tmp_path, monkeypatch):
     torch.save(saved, folder / "checkpoint.pt")
     train(parse("--resume", folder))
     assert result(folder)["seconds"]["learner"] > seconds[-1]
+
+
+@pytest.mark.parametrize("end", [0, -300, None])
+def test_damaged_checkpoint(end, tmp_path, capsys):
+    """The one before it takes over, with a word; it is not replaced by the damaged one."""
+    whole = whole_run(tmp_path)
+    folder = kill(Args(runs_dir=str(tmp_path), codebook_size=5), 9)
+    for name, update in (("checkpoint.pt", 8), ("checkpoint.previous.pt", 4)):
+        assert torch.load(folder / name, weights_only=True)["stages"]["learner"]["step"] == update
+    damaged = folder / "checkpoint.pt"
+    damaged.write_bytes(damaged.read_bytes()[:end])
+    if end is None:
+        damaged.unlink()
+    capsys.readouterr()
+    args = parse("--resume", folder)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        die(patch, "replace", 1)
+        train(args)
+    assert torch.load(folder / "checkpoint.previous.pt", weights_only=True)["stages"]["learner"]["step"] == 4
+    train(parse("--resume", folder))
+    reason = "no such file" if end is None else "damaged, or not a run's"
+    said = f"{damaged}: {reason}; using checkpoint.previous.pt, which is of learner, update 4.\n"
+    assert capsys.readouterr().out.count(said) == 1
+    assert_same_run(folder, whole)
+
+
+def test_damaged_checkpoint_of_a_finished_run(tmp_path, capsys):
+    """The one before it is played only if it is finished too."""
+    whole = whole_run(tmp_path)
+    (whole / "checkpoint.pt").write_bytes(b"")
+    reason = (
+        r"no finished learner \(.*damaged, or not a run's; the one before it is older\); go on with --resume"
+    )
+    with pytest.raises(d4rl.UsageError, match=reason):
+        runs.read_run(whole, "toy", Args, stage="learner")
+    assert runs.read_run(whole, stage="quantizer")["stages"]["learner"]["step"] == 8
+    train(parse("--resume", whole))
+    train(parse("--resume", whole))
+    (whole / "checkpoint.pt").write_bytes(b"")
+    assert runs.read_run(whole, "toy", Args, stage="learner")
+    assert "using checkpoint.previous.pt, which is of learner, update 10." in capsys.readouterr().out
+
+
+# --- the same run, another place ---
+def test_other_data(tmp_path):
+    """Refused by any difference in any array; the same data may lie in another file, and stays there."""
+    whole = whole_run(tmp_path)
+    before = {path: path.read_bytes() for path in whole.iterdir()}
+    for other in (data(0), data(1)):
+        with pytest.raises(d4rl.UsageError, match="trained on other data .*--dataset-path"):
+            train(parse("--resume", whole), other)
+    after = {path: path.read_bytes() for path in whole.iterdir() if path.name != "running.txt"}
+    assert after == before
+    folder = kill(Args(runs_dir=str(tmp_path), codebook_size=5), 5)
+    kill(parse("--resume", folder, "--dataset-path", "moved"), 9)
+    args = parse("--resume", folder)
+    assert args.dataset_path == "moved" == json.loads((folder / "args.json").read_text())["dataset_path"]
+    train(args)
+    assert_same_run(folder, whole)
+
+
+def test_spaces_of_a_resumed_run(tmp_path):
+    """The saved ones: another device rounds the mean otherwise, and --evaluate plays with the saved ones."""
+    whole = whole_run(tmp_path)
+    run = runs.Run("toy", parse("--resume", whole), SPACES._replace(obs_mean=torch.tensor([0.6])))
+    assert run.spaces.obs_mean == torch.tensor([0.5]) and isinstance(run.spaces, d4rl.Spaces)
+
+
+def test_copied_and_renamed_folder(tmp_path):
+    whole = whole_run(tmp_path)
+    folder = kill(Args(runs_dir=str(tmp_path), codebook_size=5), 9)
+    renamed, copy = tmp_path / "renamed", tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    folder.rename(renamed)
+    for place in (renamed, copy):
+        assert train(parse("--resume", place)) == place
+        assert_same_run(place, whole)
+    assert not folder.exists()
+
+
+def test_run_moves_to_another_device(tmp_path, capsys):
+    """A state as CUDA's, on the CPU: weights go on, batches are drawn anew, the same ones each time."""
+    folder = kill(Args(runs_dir=str(tmp_path)), 9)
+    saved = checkpoint(folder)
+    for stage in saved["stages"].values():
+        noise = [torch.zeros(5056, dtype=torch.uint8), torch.zeros(16, dtype=torch.uint8)]
+        stage |= {"device": "cuda", "generator": torch.arange(16, dtype=torch.uint8), "noise": noise}
+    torch.save(saved, folder / "checkpoint.pt")
+    ends = []
+    for name in ("first", "second"):
+        shutil.copytree(folder, copy := tmp_path / name)
+        capsys.readouterr()
+        train(parse("--resume", copy))
+        said = "learner: on cuda up to update 8, on cpu from here on, with newly drawn batches.\n"
+        assert capsys.readouterr().out.count(said) == (name == "first")  # the quantizer is finished; once
+        assert metrics(copy)[:-1] == metrics(folder)
+        assert checkpoint(copy)["stages"]["learner"]["device"] == "cpu"
+        ends.append(copy)
+    assert_same_run(*ends)
