@@ -61,7 +61,7 @@ class Args:
 
 
 class Transitions(NamedTuple):
-    """The data set (N rows) or a batch (B rows): observations standardised, actions and rewards scaled."""
+    """The data set (N rows) or a batch (B rows): standardised obs, scaled action and reward."""
 
     obs: Tensor  # (N, obs_dim)
     action: Tensor  # (N, action_dim)

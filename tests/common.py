@@ -88,7 +88,7 @@ def run_folders(folder: Path) -> list[Path]:
 
 
 def checkpoint(folder: Path) -> dict:
-    return torch.load(folder / "checkpoint.pt", weights_only=True)
+    return torch.load(folder / "checkpoint.pt", weights_only=True, map_location="cpu")
 
 
 def weights(folder: Path, stage: str = "learner") -> dict:

@@ -28,13 +28,15 @@ load_data | (reward + args.reward_shift) * scale => reward * scale + args.reward
 """
 DATA = r"""
 load_data | obs.mean(0) => obs.mean()
-load_data | next_obs = (next_obs - spaces.obs_mean) / spaces.obs_std => pass
+load_data | obs, next_obs = spaces.standardise(obs), spaces.standardise(next_obs) => obs = spaces.standardise(obs)
 load_data | obs, action, next_obs, reward, terminal => next_obs, action, obs, reward, terminal
 load_data | obs, action, next_obs, reward, terminal => obs, action, next_obs, terminal, reward
 load_data | Transitions(obs, action, reward, next_obs => Transitions(next_obs, action, reward, obs
 load_plays_as_evaluate_does | args.eval_episodes, args.seed => args.eval_episodes, args.seed + 1
 load_plays_as_evaluate_does | learner.load_state_dict(saved["stages"] => str(saved["stages"]
-load_plays_as_evaluate_does | array.to(args.device) for => 0 * array + 1 for
+load_plays_as_evaluate_does | d4rl.Spaces(*saved["spaces"]) => d4rl.Spaces(*(0 * x + 1 for x in saved["spaces"]))
+actions_of_the_data | action = spaces.scale(action) => pass
+actions_of_the_data | torch.where(obs.amin(0) == obs.amax(0), 1.0, obs.std(0) + 1e-3) => obs.std(0) + 1e-3
 load_of_what_is_no_run | read_run(folder, SCRIPT, Args, => read_run(folder, "", None,
 """
 LOOP = rf"""
@@ -85,22 +87,21 @@ ACTING = r"""
 acting | probs.argmax(1) => probs.argmin(1)
 acting | args.acting == "greedy" => args.acting != "greedy"
 acting | args.acting == "mean" => args.acting != "mean"
-acting | obs = (obs - spaces.obs_mean) / spaces.obs_std => obs = obs - spaces.obs_mean
-acting | obs - spaces.obs_mean) / spaces.obs_std => obs - spaces.obs_std) / spaces.obs_mean
+acting | spaces.standardise(runs.to_batch(observation, spaces)) => runs.to_batch(observation, spaces)
 acting | probs.cumsum(1) <= probs => probs.cumsum(1) >= probs
 acting | .clamp(max=size - 1) =>
 acting | probs.new_tensor(uniform) => probs.new_tensor(np.random.rand(len(uniform)))
 acting | random.random(len(obs)) if uniform is None else uniform => random.random(len(obs))
 acting | random.random(len(obs)) if uniform is None else uniform => uniform
-acting | action.clamp(spaces.action_low, spaces.action_high) => action
-acting | action.clamp(spaces.action_low, spaces.action_high) => action.clamp(-1, 1)
+acting | spaces.unscale(action) => action
+acting | spaces.unscale(action) => action.clamp(-1, 1)
 acting | if np.ndim(observation) > 1 else action[0] =>
 load_plays_as_evaluate_does | default_rng(1000 * args.seed) => default_rng(1000 * args.seed + 1)
 """
 ACTING += r"""
 acting | repeat_interleave(size, 0) => repeat(size, 1)
 load_data | obs.mean(0) => obs.mean()
-load_data | next_obs = (next_obs - spaces.obs_mean) / spaces.obs_std => pass
+load_data | obs, next_obs = spaces.standardise(obs), spaces.standardise(next_obs) => obs = spaces.standardise(obs)
 """
 SAQ_LOOP = rf"""
 {BY_HAND} | vqvae.move_codebook(embedding, code) => pass
@@ -118,9 +119,8 @@ CONTINUOUS = (
     DATA
     + LOOP
     + r"""
-continuous_acting | - spaces.obs_mean) / spaces.obs_std)\n => - spaces.obs_mean))\n
-continuous_acting | - spaces.obs_mean) / spaces.obs_std) => - spaces.obs_std) / spaces.obs_mean)
-continuous_acting | action.clamp(spaces.action_low, spaces.action_high) => action
+continuous_acting | spaces.standardise(runs.to_batch(observation, spaces)) => runs.to_batch(observation, spaces)
+continuous_acting | spaces.unscale(action) => action
 continuous_acting | if np.ndim(observation) > 1 else action[0] =>
 """
 )

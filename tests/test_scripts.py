@@ -7,10 +7,25 @@ import typing
 from dataclasses import fields
 
 import common
+import gymnasium
 import numpy as np
 import pytest
 import torch
-from common import FIRST_STAGE, HOPPER, PATHS, SAQ, SCRIPTS, metrics, play, result, run, same, tiny, weights
+from common import (
+    FIRST_STAGE,
+    HOPPER,
+    PATHS,
+    SAQ,
+    SCRIPTS,
+    dataset,
+    metrics,
+    play,
+    result,
+    run,
+    same,
+    tiny,
+    weights,
+)
 
 import d4rl
 
@@ -193,6 +208,51 @@ def test_quantizer_of_another_run(script, finished, tmp_path):
     taken = run(script, tmp_path, *flags, "--quantizer-from", other)
     assert all(same(weights(taken, stage), weights(folder, stage)) for stage in STAGES[script])
     assert result(taken)["returns"] == result(folder)["returns"] and metrics(taken) == metrics(folder)
+
+
+# --- spaces ---
+PENDULUM = d4rl.Task("pendulum-mine-v0", 3, 1, 200, -1600.0, -150.0, None, None, "pendulum-mine-v0.hdf5")
+
+
+@pytest.fixture
+def pendulum(tmp_path, monkeypatch):
+    """Actions are in [-2, 2], all of the data's are 1.8; the observations' third entry never changes."""
+    monkeypatch.setitem(d4rl.tasks.TASKS, PENDULUM.env_id, PENDULUM)
+    entry = "gymnasium.envs.classic_control:PendulumEnv"
+    gymnasium.register(PENDULUM.env_id, entry, max_episode_steps=200, disable_env_checker=True)
+    rows = np.random.default_rng(0).uniform(-1, 1, (400, 3)).astype(np.float32)
+    rows[:, 2] = 5.3
+    arrays = {"observations": rows, "actions": np.full((400, 1), 1.8, np.float32)}
+    yield [
+        "--env-id",
+        PENDULUM.env_id,
+        "--dataset-path",
+        dataset(tmp_path / "p.hdf5", PENDULUM.env_id, 400, **arrays),
+    ]
+    del gymnasium.registry[PENDULUM.env_id]
+
+
+@pytest.mark.parametrize("script", PATHS)
+def test_actions_of_the_data_are_reached_and_constant_entries_do_not_explode(script, pendulum, tmp_path):
+    """Whatever the bounds of the action space; an entry that never changes is shifted, not scaled."""
+    module = SCRIPTS[script]
+    data, spaces = module.load_data(module.parse_args(list(map(str, pendulum))))
+    assert spaces.action_high == 2 and (data.action == torch.tensor(0.9)).all()
+    assert spaces.obs_std[2] == 1 and data.obs[:, 2].abs().max() < 1e-5
+    flags = [
+        "--steps",
+        300,
+        "--eval-every",
+        300,
+        "--lr",
+        0.01,
+        *(["--vqvae-steps", 300] if script in SAQ else []),
+    ]
+    folder = run(script, tmp_path, *pendulum, *flags)
+    obs = np.array([[0.3, -0.2, 5.3], [0.1, 0.6, 5.3]])
+    tolerance = 0.6 if script == "baselines/cql" else 0.3  # its policy maximises entropy as well
+    np.testing.assert_allclose(module.load(folder)(obs), 1.8, atol=tolerance)
+    assert np.abs(module.load(folder)(1e6 * obs)).max() <= 2
 
 
 # --- load ---
