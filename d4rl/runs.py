@@ -87,14 +87,15 @@ def _how_to_go_on() -> str:
 
 def _problem(error: Exception) -> str:
     """What is wrong and what to do, of an error that is no bug."""
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, UsageError):
         return text
     if isinstance(error, OSError) and error.errno in SYSTEM:
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{os.strerror(error.errno)}. Mend that or name another place{_how_to_go_on()}"
     words = "out of memory", "allocate memory", "ALLOC_FAILED"
-    if isinstance(error, MemoryError) or isinstance(error, RuntimeError) and any(word in text for word in words):
+    no_memory = isinstance(error, RuntimeError) and any(word in text for word in words)
+    if no_memory or isinstance(error, MemoryError | torch.OutOfMemoryError):
         return f"out of memory ({text[:200]}); use smaller sizes, less data or another --device{_how_to_go_on()}"
     return ""
 
@@ -314,7 +315,7 @@ class Run:
         if not torch.equal(saved.fingerprint, self.spaces.fingerprint.cpu()):
             advice = "give the file that it was trained on with --dataset-path, or start a new run"
             raise UsageError(f"{self.folder} was trained on other data than what is there now; {advice}.")
-        self.spaces = Spaces(*(array.to(self.spaces.obs_mean.device) for array in saved))
+        self.spaces = saved.to(self.spaces.obs_mean.device)  # another processor may round the mean otherwise
         if learner := self.saved["stages"].get("learner"):
             learner["finished"] = learner["step"] == self.args.steps
             if not learner["finished"]:
@@ -322,7 +323,7 @@ class Run:
 
     def _take_quantizer(self, folder: str):
         other = read_run(folder, stage="quantizer")
-        theirs, ours = Spaces(*other["spaces"]), Spaces(*(array.cpu() for array in self.spaces))
+        theirs, ours = Spaces(*other["spaces"]), self.spaces.to("cpu")
         same = torch.equal(theirs.fingerprint[0], ours.fingerprint[0])  # observations and actions
         same = same and torch.equal(theirs.action_low, ours.action_low)
         if not (same and torch.equal(theirs.action_high, ours.action_high)):

@@ -4,16 +4,22 @@
 """
 
 import csv
+import errno
 import json
 import os
+import re
+import shlex
 import shutil
+import signal
+import socket
+import subprocess
 import sys
 from dataclasses import dataclass, make_dataclass, replace
 from typing import Literal
 
 import pytest
 import torch
-from common import Killed, assert_same_run, checkpoint, metrics, result, run_folders
+from common import ROOT, Killed, assert_same_run, checkpoint, metrics, result, run_folders, same
 
 import d4rl
 from d4rl import runs
@@ -537,3 +543,225 @@ def test_run_moves_to_another_device(tmp_path, capsys):
         assert checkpoint(copy)["stages"]["learner"]["device"] == "cpu"
         ends.append(copy)
     assert_same_run(*ends)
+
+
+# --- longer and shorter ---
+def test_longer(tmp_path):
+    """A finished run goes on to more steps as if these had been its own from the start."""
+    wanted = train(Args(runs_dir=str(tmp_path / "wanted"), steps=16))
+    for steps in (8, 9, 10, 14):
+        folder = train(Args(runs_dir=str(tmp_path), steps=steps))
+        args = parse("--resume", folder, "--steps", 16)
+        kill(args, 15)
+        assert not (folder / "result.json").exists(), "the shorter run's"
+        with pytest.raises(d4rl.UsageError, match="no finished learner"):
+            runs.read_run(folder, stage="learner")
+        assert (
+            parse("--resume", folder).steps == 16 == json.loads((folder / "args.json").read_text())["steps"]
+        )
+        train(parse("--resume", folder))
+        ours, theirs = (checkpoint(place)["stages"] for place in (folder, wanted))
+        assert same(*({**stages["learner"], "seconds": 0} for stages in (ours, theirs)))
+        assert result(folder)["score"] == result(wanted)["score"]
+        if steps == 8:  # its last row is one of the longer run's
+            assert_same_run(folder, wanted)
+
+
+def test_shorter(tmp_path):
+    """Down to what is done: then it is finished."""
+    wanted = train(Args(runs_dir=str(tmp_path / "wanted"), steps=9))
+    folder = kill(Args(runs_dir=str(tmp_path)), 9)
+    with pytest.raises(d4rl.UsageError, match="--steps is 7, but .* has done 8; give that or more"):
+        parse("--resume", folder, "--steps", 7)
+    train(parse("--resume", folder, "--steps", 9))
+    assert_same_run(folder, wanted)
+    folder = kill(Args(runs_dir=str(tmp_path)), 9)
+    train(parse("--resume", folder, "--steps", 8))
+    assert checkpoint(folder)["stages"]["learner"]["finished"] and result(folder)["score"] < 0
+
+
+def test_steps_where_the_rate_falls(tmp_path):
+    """Unless stage 2 has not begun."""
+    args = Args(runs_dir=str(tmp_path), anneal_lr=True)
+    for folder in (train(args), kill(args, 9)):
+        for steps in (9, 16):
+            reason = "--steps has to stay 10: the learning rate of .* falls towards update 10"
+            with pytest.raises(d4rl.UsageError, match=reason):
+                parse("--resume", folder, "--steps", steps)
+        assert parse("--resume", folder, "--steps", 10).steps == 10
+    folder = kill(args, 9, stage="quantizer")
+    train(parse("--resume", folder, "--steps", 16))
+    assert_same_run(folder, train(replace(args, steps=16)))
+
+
+# --- the lock ---
+SECOND = """
+import sys, time, test_runs
+try:
+    run = test_runs.runs.Run("toy", test_runs.parse("--resume", sys.argv[1]), test_runs.SPACES)
+except test_runs.d4rl.UsageError as error:
+    sys.exit(f"refused: {error}")
+print("holds", flush=True)
+time.sleep(100)
+"""
+
+
+def test_two_processes(tmp_path):
+    """The second says who has it; a kill leaves no lock; a later run in the same process takes over."""
+    folder = kill(Args(runs_dir=str(tmp_path)), 5)
+    second = [sys.executable, "-c", SECOND, str(folder)]
+    paths = os.pathsep.join(map(str, [ROOT, ROOT / "tests"]))
+    settings = dict(env=os.environ | {"PYTHONPATH": paths}, text=True, stdout=subprocess.PIPE)
+    first = runs.Run("toy", parse("--resume", folder), SPACES)
+    said = subprocess.run(second, **settings, stderr=subprocess.PIPE).stderr
+    who = f"{folder} is in use by process {os.getpid()} on {socket.gethostname()} since 20"
+    assert said.startswith(f"refused: {who}") and said.endswith("; wait until it ends, or stop it.\n")
+    train(parse("--resume", folder))  # releases it
+    del first
+    with subprocess.Popen(second, **settings) as process:
+        while "holds" not in (line := process.stdout.readline()):
+            assert line, "it got no lock"
+        before = {path: path.read_bytes() for path in folder.iterdir()}
+        with pytest.raises(d4rl.UsageError, match=f"in use by process {process.pid} on "):
+            train(parse("--resume", folder))
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+        process.kill()
+    train(parse("--resume", folder))
+    assert not (folder / "running.txt").exists()
+
+
+# --- the way out ---
+def guarded(main, parse_args=lambda: None):
+    """The exit code of a script."""
+    with pytest.raises(SystemExit) as exit:
+        runs.guard(lambda args: main(), parse_args)
+    return exit.value.code
+
+
+@pytest.fixture(autouse=True)
+def signals():
+    """As they were: a guard changes them."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    hook, runs.Run.latest = sys.excepthook, None
+    yield
+    sys.excepthook, runs.Run.latest = hook, None
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def raising(error):
+    def main():
+        raise error
+
+    return main
+
+
+ALLOCATOR = (
+    "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"
+)
+MENDABLE = [
+    (d4rl.UsageError("--lr is odd."), "--lr is odd."),
+    (d4rl.DatasetError("No\n data."), "No data."),
+    (NotADirectoryError(errno.ENOTDIR, "", "a/b"), "a/b: Not a directory. Mend that or name another place."),
+    (OSError(errno.EROFS, "", "a"), "a: Read-only file system. Mend that or name another place."),
+    (MemoryError(), "out of memory (MemoryError); use smaller sizes, less data or another --device."),
+    (
+        RuntimeError(ALLOCATOR),
+        f"out of memory ({ALLOCATOR}); use smaller sizes, less data or another --device.",
+    ),
+    (torch.OutOfMemoryError("On"), "out of memory (On); use smaller sizes, less data or another --device."),
+]
+
+
+@pytest.mark.parametrize(("error", "said"), MENDABLE)
+def test_errors_that_are_no_bugs(error, said, capsys):
+    """One sentence, exit code 2; also while the command line is read."""
+    assert guarded(raising(error)) == guarded(None, raising(error)) == 2
+    assert capsys.readouterr().err == f"error: {said}\n" * 2
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("shapes"), FileNotFoundError(errno.ENOENT, "no", "x"), KeyError("x")]
+)
+def test_bugs_keep_their_traceback(error):
+    with pytest.raises(type(error)):
+        runs.guard(lambda args: raising(error)(), lambda: None)
+
+
+def test_guard_calls_main_with_what_was_parsed():
+    got = []
+    assert runs.guard(got.append, lambda: "args") is None and got == ["args"]
+
+
+def test_interrupts(tmp_path, capsys, monkeypatch):
+    """One line with the command that resumes, if there is a run; a second Ctrl-C ends it at once."""
+    monkeypatch.setattr(sys, "argv", ["baselines/a b.py"])
+    args = Args(runs_dir=str(tmp_path))
+
+    def train_and(stop):
+        runs.Run("toy", args, SPACES)
+        stop()
+
+    def main(args):
+        train_and(raising(KeyboardInterrupt()))
+
+    for interrupted, resumes in ((main, True), (lambda args: raising(KeyboardInterrupt())(), False)):
+        runs.Run.latest = None
+        capsys.readouterr()
+        with pytest.raises(KeyboardInterrupt):  # ends the process as the signal does
+            runs.guard(interrupted, lambda: None)
+        advice = (
+            f"; go on with: python 'baselines/a b.py' --resume {run_folders(tmp_path)[0]}" if resumes else "."
+        )
+        assert capsys.readouterr().err == f"\nstopped{advice}\n"
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+        assert sys.excepthook(None, None, None) is None and not capsys.readouterr().err
+    assert guarded(lambda: train_and(lambda: signal.raise_signal(signal.SIGTERM))) == 128 + 15
+    assert "go on with: python" in capsys.readouterr().err
+
+
+def test_full_disk(tmp_path, monkeypatch, capsys):
+    """What was half written is taken away; the checkpoint before is whole; the sentence says how to go on."""
+    whole = whole_run(tmp_path)
+    sync, count = os.fsync, [0]
+
+    def full(descriptor):
+        count[0] += 1
+        if count[0] > 3 + 2 * 2:  # in the third row's checkpoint
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert guarded(lambda: train(Args(runs_dir=str(tmp_path), codebook_size=5))) == 2
+    (folder,) = run_folders(tmp_path)
+    advice = f"go on with: {shlex.join(['python', sys.argv[0], '--resume', str(folder)])}"
+    problem = f"{folder}/checkpoint.pt: No space left on device. Mend that or name another place"
+    assert capsys.readouterr().err == f"error: {problem}; {advice}\n"
+    assert not list(folder.glob("*.tmp")) and checkpoint(folder)["stages"]["quantizer"]["step"] == 8
+    train(parse("--resume", folder))
+    assert_same_run(folder, whole)
+
+
+def test_a_run_that_cannot_begin(tmp_path, monkeypatch):
+    """A new one leaves nothing, a resumed one what it was."""
+    whole = whole_run(tmp_path)
+    monkeypatch.setattr(runs, "SummaryWriter", lambda folder: raising(OSError(errno.ENOSPC, ""))())
+    for args in (Args(runs_dir=str(tmp_path)), parse("--resume", whole)):
+        with pytest.raises(OSError):
+            train(args)
+    assert not run_folders(tmp_path) and runs.read_run(whole, stage="learner")
+
+
+@pytest.mark.parametrize("error", [ImportError(), RuntimeError("api_key not\nconfigured"), None])
+def test_track_that_does_not_work(error, tmp_path, monkeypatch):
+    """No package, no login, no server: before training, and nothing is left of the run."""
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    said = "--track needs Weights & Biases: pip install wandb, or leave the flag out."
+    if not isinstance(error, ImportError):
+        monkeypatch.setitem(sys.modules, "wandb", wandb := Wandb())
+        wandb.init = lambda **settings: raising(error or TimeoutError())()
+        said = f"does not work here ({'api_key not configured' if error else ''}); log in with `wandb login`"
+    with pytest.raises(d4rl.UsageError, match=re.escape(said)):
+        train(Args(runs_dir=str(tmp_path), track=True))
+    assert not run_folders(tmp_path)
