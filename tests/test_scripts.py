@@ -387,13 +387,15 @@ def test_video_of_a_finished_run(finished):
 
 @pytest.mark.parametrize("script", PATHS)
 def test_video_after_training(script, finished, tmp_path, monkeypatch):
-    """Of the final policy, in the run's folder, once."""
-    (plain, flags), folders, evaluate = finished(script), [], d4rl.evaluate
+    """Of the final policy, in the run's folder, once; that frames can be rendered is known before training."""
+    (plain, flags), folders, asked, evaluate = finished(script), [], [], d4rl.evaluate
 
     def without_rendering(env_id, act, episodes, seed, video, path):
         folders.append(video)
         return evaluate(env_id, act, episodes, seed, None, path)
 
     monkeypatch.setattr(d4rl, "evaluate", without_rendering)
+    monkeypatch.setattr(d4rl, "playable_task", lambda *args: asked.append((len(folders), *args)))
     folder = run(script, tmp_path, *flags, "--capture-video")
-    assert folders == [None, None, folder] and result(folder)["returns"] == result(plain)["returns"]
+    assert folders == [None, None, folder] and asked == [(0, HOPPER, flags[-1], True)]
+    assert result(folder)["returns"] == result(plain)["returns"]
