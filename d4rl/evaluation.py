@@ -1,5 +1,6 @@
 """Playing episodes of a task, the way every script and baseline is evaluated."""
 
+import importlib.util
 import os
 import socket
 import subprocess
@@ -14,10 +15,10 @@ import numpy as np
 from tqdm import tqdm
 
 from d4rl import minari_datasets, robomimic_tasks
-from d4rl.tasks import DatasetError, Task, task
+from d4rl.tasks import DatasetError, Task, UsageError, task
 
-COMPARED_STEPS = 20
 SPREAD = ("antmaze", "kitchen", "robomimic/")  # tasks whose episodes are spread over processes: slow, or much memory
+COMPARED_STEPS = 20
 Act = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -25,12 +26,44 @@ def make(env_id: str, h5path: str | Path | None = None, render_mode: str | None 
     """The environment that a task is evaluated in: `gymnasium.make`, and Minari's ids.
 
     `h5path`: the dataset, if it is not the task's own; robomimic's files say how their environment is built.
+
+    Raises:
+        DatasetError: unknown task, the simulator is missing or cannot build the environment, other sizes than the task.
     """
     spec = task(env_id)
-    if spec.is_minari:
-        return minari_datasets.make(env_id, render_mode=render_mode)
     kwargs = {"dataset_path": h5path} if spec.is_robomimic else {}
-    return gymnasium.make(spec.env_id, render_mode=render_mode, **kwargs)
+    try:
+        if spec.is_minari:
+            env = minari_datasets.make(env_id, render_mode=render_mode)
+        else:
+            env = gymnasium.make(spec.env_id, render_mode=render_mode, **kwargs)
+    except Exception as error:  # of a foreign constructor, or of an import: any
+        _check_opengl()
+        if isinstance(error, UsageError):
+            raise
+        raise _broken(spec, "built", error) from error
+    sizes = env.observation_space.shape, env.action_space.shape
+    if sizes != ((spec.observation_size,), (spec.action_size,)):
+        wanted = f"({spec.observation_size},) and ({spec.action_size},)"
+        problem = f"the environment of {env_id} has observations and actions of shapes {sizes[0]} and {sizes[1]}"
+        raise DatasetError(f"{problem}, its task {wanted}: correct d4rl/tasks.tsv or the environment.")
+    return env
+
+
+def _broken(spec: Task, what: str, error: Exception) -> DatasetError:
+    advice = "look at env_kwargs in the file's env_args" if spec.is_robomimic else "look at its packages' versions"
+    reason = f"{type(error).__name__}: {minari_datasets.reason(error)}"
+    return DatasetError(f"the environment of {spec.env_id} cannot be {what} here ({reason}); {advice}.")
+
+
+def _check_opengl():
+    """DatasetError if $MUJOCO_GL keeps MuJoCo from being imported: each back end fails in its own way."""
+    try:
+        import mujoco  # noqa: F401
+    except Exception as error:
+        if wanted := os.environ.get("MUJOCO_GL"):
+            problem = f"MuJoCo cannot start with MUJOCO_GL={wanted} ({minari_datasets.reason(error)})"
+            raise DatasetError(f"{problem}: unset it, or install what it names (libegl1, libosmesa6).") from error
 
 
 def playable_task(env_id: str, h5path: str | Path | None = None, video: bool = False) -> Task:
@@ -40,56 +73,52 @@ def playable_task(env_id: str, h5path: str | Path | None = None, video: bool = F
     another one renders a frame. `h5path`: as in `make`.
 
     Raises:
-        DatasetError: as `evaluate`.
+        UsageError: as `evaluate`.
     """
     spec = task(env_id)
     if spec.is_robomimic:
         robomimic_tasks.check_robosuite()  # before its file is downloaded
-    if spec.env_id.startswith(SPREAD):
-        (worker,) = _workers(spec.env_id, h5path, _processes(1))
-        worker.ask(0)
-    else:
-        _environments(spec.env_id, 1)[0].reset(seed=0)
-    if video:
-        _rendering(spec.env_id, h5path).close()
+    try:
+        _first(spec, h5path)(0)
+        if video:
+            _Worker(spec.env_id, h5path, video=True).ask(0)
+    except UsageError:
+        raise
+    except Exception as error:  # of a foreign environment: any
+        raise _broken(spec, "reset", error) from error
     return spec
 
 
 def compare(env_id: str, dataset: dict[str, np.ndarray], h5path: str | Path | None = None) -> list[str]:
-    """Sentences on observations that the environment makes and the data does not know, from a few steps of play.
+    """What the environment shows in its first steps and the data does not know, in sentences.
 
-    `dataset` is what `d4rl.get_dataset` returns; its first actions are played. Said is what never changes in the data
-    and has another value in the environment, and what is far outside the data's range there.
+    Named are entries of an observation that never change in the data and have another value in the environment, and
+    those that leave the data's range by ten times its width. The actions are the first of `dataset`, which is what
+    `d4rl.get_dataset` returns. No random numbers but the environment's own are drawn.
 
     Raises:
-        DatasetError: as `playable_task`, whose environment is used.
+        UsageError: as `playable_task`, whose environment is used.
     """
-    spec, actions = task(env_id), dataset["actions"][:COMPARED_STEPS]
-    if spec.env_id.startswith(SPREAD):
-        (worker,) = _workers(spec.env_id, h5path, _processes(1))
-        ask = worker.ask
-    else:
-        ask = partial(_respond, _environments(spec.env_id, 1)[0])
-    obs, _, over = ask(0)
-    played = [obs]
-    for action in actions:
-        if over:
-            break
-        obs, _, over = ask(action)
-        played.append(obs)
-    played = np.float32(played)
+    spec = task(env_id)
+    respond = _first(spec, h5path)
+    played, over = [respond(0)[0]], False
+    for action in dataset["actions"][:COMPARED_STEPS]:
+        if not over:
+            obs, _, over = respond(action)
+            played.append(obs)
+    played = np.float32(played)  # (steps, observation size)
 
     low, high = dataset["observations"].min(0), dataset["observations"].max(0)
-    spread, size = high - low, np.maximum(1, np.maximum(np.abs(low), np.abs(high)))
-    outside = np.maximum(low - played, played - high)  # (steps, observation size): positive outside the data's range
-    row, far = outside.argmax(0), outside.max(0)
+    width, size = high - low, np.maximum(np.abs(low), np.abs(high))
+    outside = np.maximum(low - played, played - high)
+    row, distance = outside.argmax(0), outside.max(0)
     sentences = []
-    for column in np.flatnonzero(far > np.maximum(10 * spread, 1e-3 * size)):
-        here = f"in the environment it is {played[row[column], column]:.6g}"
-        there = f"is always {low[column]:.6g} in the data"
-        if spread[column]:
-            there = f"is between {low[column]:.6g} and {high[column]:.6g} in the data"
-        sentences.append(f"entry {column} of an observation {there}, and {here}: nothing was learned about that.")
+    for column in np.flatnonzero(distance > np.maximum(10 * width, 1e-3 * np.maximum(size, 1))):
+        there = f"between {low[column]:.6g} and {high[column]:.6g}" if width[column] else f"always {low[column]:.6g}"
+        here = f"{played[row[column], column]:.6g} in the environment"
+        sentences.append(f"entry {column} of an observation is {there} in the data, but {here}.")
+    if len(sentences) > 5:
+        sentences[5:] = [f"{len(sentences) - 5} more entries of an observation differ likewise."]
     return sentences
 
 
@@ -114,22 +143,50 @@ def evaluate(
         h5path: as in `make`.
 
     Raises:
-        DatasetError: unknown task, robosuite missing, or no OpenGL to record with.
+        DatasetError: as `make`; no OpenGL or moviepy to record with.
+        UsageError: actions of another shape, or not finite; observations or rewards that are not finite.
     """
     spec = task(env_id)
     todo = list(range(episodes))
     returns = {}
     if video_folder:
-        env, folder = _rendering(spec.env_id, h5path), str(Path(video_folder, "videos"))
-        env = gymnasium.wrappers.RecordVideo(env, folder, name_prefix=spec.env_id.replace("/", "-"))
-        returns |= _play_here([env], act, todo[:1], seed)
-        env.close()
+        returns |= _play_recorded(spec, h5path, act, Path(video_folder, "videos"), seed)
         todo = todo[1:]
     if todo and spec.env_id.startswith(SPREAD):
         returns |= _play_spread(_workers(spec.env_id, h5path, _processes(episodes)), act, todo, seed)
     elif todo:
         returns |= _play_here(_environments(spec.env_id, episodes)[: len(todo)], act, todo, seed)
     return [returns[i] for i in range(episodes)]
+
+
+def _first(spec: Task, h5path: str | Path | None) -> Callable:
+    """`_respond` of the first environment that plays a task, here or in a worker."""
+    if spec.env_id.startswith(SPREAD):
+        return _workers(spec.env_id, h5path, _processes(1))[0].ask
+    return partial(_respond, _environments(spec.env_id, 1)[0])
+
+
+def _respond(env: gymnasium.Env, message: int | np.ndarray) -> tuple[np.ndarray, float, bool]:
+    """(observation, reward, over) after a reset with the seed `message`, or a step with the action `message`."""
+    if isinstance(message, int):
+        obs, reward, over = env.reset(seed=message)[0], 0.0, False
+    else:
+        space = env.action_space
+        obs, reward, terminated, truncated, _ = env.step(np.clip(message, space.low, space.high))
+        over = terminated or truncated
+    if not (np.isfinite(obs).all() and np.isfinite(reward)):
+        raise UsageError(f"{env} gave an observation or a reward that is NaN or infinite: its episodes have no score.")
+    return obs, reward, over
+
+
+def _actions(act: Act, obs: np.ndarray, uniform: np.ndarray, size: int) -> np.ndarray:
+    """What the policy answers: (B, size). Clipped and played, a NaN would be a score without a sign."""
+    actions = np.asarray(act(obs, uniform))
+    if actions.shape != (len(obs), size):
+        raise UsageError(f"the policy's actions have shape {actions.shape}; they have to be {(len(obs), size)}.")
+    if not np.isfinite(actions).all():
+        raise UsageError("the policy's actions are NaN or infinite: its training has gone wrong, and it has no score.")
+    return actions
 
 
 # --- in this process ---
@@ -149,36 +206,55 @@ def _filled(kept: list, count: int, make_one: Callable) -> list:
     return kept[:count]
 
 
+def _play_here(envs: list[gymnasium.Env], act: Act, todo: list[int], seed: int) -> dict[int, float]:
+    """Returns by episode. All run in lock step: one call of `act` serves those that still run."""
+    generators = [np.random.default_rng(1000 * seed + i) for i in todo]
+    obs = np.stack([_respond(env, 1000 * seed + i)[0] for env, i in zip(envs, todo, strict=True)])
+    size = envs[0].action_space.shape[0]
+    returns, running = np.zeros(len(todo)), np.arange(len(todo))
+    while len(running):
+        over = np.zeros(len(running), dtype=bool)
+        uniform = np.array([generators[j].random() for j in running])
+        for n, action in enumerate(_actions(act, obs[running], uniform, size)):
+            j = running[n]
+            obs[j], reward, over[n] = _respond(envs[j], action)
+            returns[j] += reward
+        running = running[~over]
+    return dict(zip(todo, returns.tolist(), strict=True))
+
+
+# --- video ---
 def _rendering(env_id: str, h5path: str | Path | None) -> gymnasium.Env:
-    """An environment that has rendered a frame. Without OpenGL, each of MuJoCo's back ends fails in its own way."""
+    """An environment that has rendered a frame."""
+    if importlib.util.find_spec("moviepy") is None:
+        raise DatasetError("A video needs moviepy, which is missing: pip install moviepy")
     try:
         env = make(env_id, h5path, render_mode="rgb_array")
         env.reset(seed=0)
         env.render()
     except DatasetError:
         raise
-    except Exception as error:
+    except Exception as error:  # without OpenGL, each of MuJoCo's back ends fails in its own way
+        reason = minari_datasets.reason(error)
         advice = "on a machine without a screen, install libegl1 or libosmesa6 and set MUJOCO_GL to egl or osmesa."
-        raise DatasetError(f"A video needs OpenGL, and MuJoCo cannot use it here ({error}): {advice}") from error
+        raise DatasetError(f"A video needs OpenGL, and MuJoCo cannot use it here ({reason}): {advice}") from error
     return env
 
 
-def _play_here(envs: list[gymnasium.Env], act: Act, todo: list[int], seed: int) -> dict[int, float]:
-    """Returns by episode. All run in lock step: one call of `act` serves those that still run."""
-    low, high = envs[0].action_space.low, envs[0].action_space.high
-    generators = [np.random.default_rng(1000 * seed + i) for i in todo]
-    obs = np.stack([env.reset(seed=1000 * seed + i)[0] for env, i in zip(envs, todo, strict=True)])
-    returns, running = np.zeros(len(todo)), np.arange(len(todo))
-    while len(running):
-        over = np.zeros(len(running), dtype=bool)
-        uniform = np.array([generators[j].random() for j in running])
-        for n, action in enumerate(np.clip(act(obs[running], uniform), low, high)):
-            j = running[n]
-            obs[j], reward, terminated, truncated, _ = envs[j].step(action)
-            returns[j] += reward
-            over[n] = terminated or truncated
-        running = running[~over]
-    return dict(zip(todo, returns.tolist(), strict=True))
+def _play_recorded(spec: Task, h5path: str | Path | None, act: Act, folder: Path, seed: int) -> dict[int, float]:
+    """Episode 0, with a bar, because every step is drawn; says where its mp4 is."""
+    name = spec.env_id.replace("/", "-")
+    env = gymnasium.wrappers.RecordVideo(_rendering(spec.env_id, h5path), str(folder), name_prefix=name)
+    with tqdm(total=spec.max_episode_steps, desc="video", leave=False, mininterval=1) as progress:
+
+        def act_and_count(obs, uniform):
+            progress.update()
+            return act(obs, uniform)
+
+        returns = _play_here([env], act_and_count, [0], seed)
+        env.close()
+    print(folder / f"{name}-episode-0.mp4")
+    return returns
 
 
 # --- spread over processes ---
@@ -197,27 +273,45 @@ def _cores() -> int:
 class _Worker:
     """A process with one environment. It does not import the training script, as `multiprocessing` would have it."""
 
-    def __init__(self, env_id: str, h5path: str | Path | None):
+    def __init__(self, env_id: str, h5path: str | Path | None, video: bool = False):
+        self.env_id, self.video = env_id, video
+        if os.name == "nt":
+            raise DatasetError(f"{env_id} is played in further processes, for which Windows lacks the means: use WSL.")
         ours, theirs = socket.socketpair()
         self.connection = Connection(ours.detach())
-        code = f"from d4rl.evaluation import _work; _work({theirs.fileno()})"
+        # Ctrl-C goes to all processes of a terminal, also while they import; these end when the connection closes.
+        code = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN);"
+        code += f"from d4rl.evaluation import _work; _work({theirs.fileno()})"
         path = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
         environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen([sys.executable, "-c", code], pass_fds=[theirs.fileno()], env=environment)
+        settings = dict(pass_fds=[theirs.fileno()], env=environment)
+        if video:  # OpenGL's back ends print when they fail
+            settings["stderr"] = subprocess.DEVNULL
+        self.process = subprocess.Popen([sys.executable, "-P", "-c", code], **settings)
         theirs.close()
-        self.connection.send((env_id, h5path))
+        self.send((env_id, h5path, video))
 
-    def ask(self, message):
-        self.connection.send(message)
+    def ask(self, message: int | np.ndarray):
+        """`_respond`, there."""
+        self.send(message)
         return self.receive()
+
+    def send(self, message):
+        try:
+            self.connection.send(message)
+        except ConnectionError:
+            pass  # `receive` says why
 
     def receive(self):
         try:
             answer = self.connection.recv()
         except (EOFError, ConnectionError):
             _kept_workers.cache_clear()
-            code = self.process.wait()
-            raise RuntimeError(f"A process that plays episodes has died (exit code {code}).") from None
+            problem = f"a process that plays {self.env_id} has died (exit code {self.process.wait()})"
+            advice = "if memory was short, set D4RL_PROCESSES to a smaller number"
+            if self.video:
+                advice = "OpenGL may be at fault, so leave --capture-video out or set MUJOCO_GL"
+            raise UsageError(f"{problem}; {advice}.") from None
         if isinstance(answer, Exception):
             _kept_workers.cache_clear()
             raise answer
@@ -226,44 +320,38 @@ class _Worker:
 
 def _workers(env_id: str, h5path: str | Path | None, count: int) -> list[_Worker]:
     """Kept from one evaluation to the next; they end with this process."""
+    h5path = h5path and str(h5path)
     return _filled(_kept_workers(env_id, h5path), count, partial(_Worker, env_id, h5path))
 
 
 @cache
-def _kept_workers(env_id: str, h5path: str | Path | None) -> list[_Worker]:
+def _kept_workers(env_id: str, h5path: str | None) -> list[_Worker]:
     return []
 
 
 def _work(descriptor: int):
-    """A worker's life: it answers what it is sent."""
+    """A worker's life: it responds until its parent is gone."""
     connection = Connection(descriptor)
     try:
-        env = make(*connection.recv())
+        env_id, h5path, video = connection.recv()
+        env = _rendering(env_id, h5path) if video else make(env_id, h5path)
         while True:
             connection.send(_respond(env, connection.recv()))
-    except (EOFError, ConnectionError, KeyboardInterrupt):
-        pass  # the parent is gone
+    except (EOFError, ConnectionError):
+        pass
     except Exception as error:
         connection.send(error)
-
-
-def _respond(env: gymnasium.Env, message: int | np.ndarray) -> tuple[np.ndarray, float, bool]:
-    """(observation, reward, over) after a reset with the seed `message`, or a step with the action `message`."""
-    if isinstance(message, int):
-        return env.reset(seed=message)[0], 0.0, False
-    space = env.action_space
-    obs, reward, terminated, truncated, _ = env.step(np.clip(message, space.low, space.high))
-    return obs, reward, terminated or truncated
 
 
 def _play_spread(workers: list[_Worker], act: Act, todo: list[int], seed: int) -> dict[int, float]:
     """Returns by episode. A worker that has finished one gets the next."""
     returns, todo, playing = dict.fromkeys(todo, 0.0), list(todo), {}
+    size = task(workers[0].env_id).action_size
 
     def start(worker: _Worker):
         if todo:
             i = todo.pop(0)
-            worker.connection.send(1000 * seed + i)
+            worker.send(1000 * seed + i)
             playing[worker.connection] = worker, i, np.random.default_rng(1000 * seed + i)
 
     try:
@@ -280,7 +368,7 @@ def _play_spread(workers: list[_Worker], act: Act, todo: list[int], seed: int) -
                         progress.update()
                         start(worker)
                     else:  # always alone: a batch of another size would round differently
-                        connection.send(act(obs[None], generator.random(1))[0])
+                        worker.send(_actions(act, obs[None], generator.random(1), size)[0])
     except BaseException:  # the policy's, or Ctrl-C: answers are left unread, so these workers must not play again
         _kept_workers.cache_clear()
         for worker in workers:

@@ -122,7 +122,7 @@ def make(env_id: str, render_mode: str | None = None) -> gymnasium.Env:
     try:
         env = dataset.recover_environment(eval_env=True, max_episode_steps=horizon, **rendering)
     except Exception as error:  # whatever the constructor of a foreign environment raises
-        raise DatasetError(f"{name} cannot be made here ({_reason(error)}): install {needed}.") from error
+        raise DatasetError(f"{name} cannot be made here ({reason(error)}): install {needed}.") from error
     for kind in ("observation_space", "action_space"):
         if getattr(env, kind) != getattr(dataset, kind):
             difference = f"has another {kind.replace('_', ' ')} here than in the data"
@@ -145,7 +145,7 @@ def _load(env_id: str):
         return minari.load_dataset(env_id) if local else _download(env_id)
     except ImportError as error:
         advice = 'pip install "minari[hdf5,hf]" (or another extra that it asks for).'
-        raise DatasetError(f"{env_id} is one of Minari's datasets, and {_reason(error)}: {advice}") from error
+        raise DatasetError(f"{env_id} is one of Minari's datasets, and {reason(error)}: {advice}") from error
     except DatasetError:
         raise
     except Exception as error:  # file system, JSON, asserts of Minari
@@ -165,7 +165,7 @@ def _download(env_id: str):
     except ImportError:
         raise
     except Exception as error:  # network, server, unknown id
-        problem = f"There is no dataset {_folder(env_id)}, and none can be downloaded ({_reason(error)})"
+        problem = f"There is no dataset {_folder(env_id)}, and none can be downloaded ({reason(error)})"
         raise DatasetError(f"{problem}: check the id and the connection.") from error
 
 
@@ -190,10 +190,11 @@ def _references(dataset) -> tuple[float, float] | None:
 
 def _unreadable(env_id: str, error: Exception) -> DatasetError:
     advice = "move it away and download or record the dataset again."
-    return DatasetError(f"{_folder(env_id)} cannot be read ({_reason(error)}): {advice}")
+    return DatasetError(f"{_folder(env_id)} cannot be read ({reason(error)}): {advice}")
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """The first line of an error of another package's."""
     return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
 
 

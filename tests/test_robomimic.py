@@ -277,8 +277,8 @@ def test_returns_do_not_depend_on_the_number_of_processes():
 
     assert evaluation._play_spread(workers, act_alone, list(range(4)), seed=3) == here and companies == {1}
     workers[0].process.kill()
-    with pytest.raises(RuntimeError, match=r"has died \(exit code -9\)"):
-        workers[0].receive()
+    with pytest.raises(d4rl.UsageError, match=r"plays hopper-medium-v2 has died \(exit code -9\)"):
+        workers[0].ask(0)
 
 
 def test_an_interrupted_evaluation_leaves_nothing_behind(monkeypatch):
