@@ -329,14 +329,14 @@ class Codes:
         return torch.stack([self.decode(obs, torch.full((len(obs),), k)) for k in range(3)], 1)
 
 
-def spaces(high=(9.0, 9.0)):
-    arrays = [1.0, 0.0], [2.0, 1.0], [-9.0, -9.0], high
+def spaces(low=(-1.0, -1.0), high=(1.0, 1.0)):
+    arrays = [1.0, 0.0], [2.0, 1.0], low, high
     return d4rl.Spaces(*map(torch.tensor, arrays))
 
 
 @pytest.mark.parametrize("script", [*SAQ, "baselines/aquadem"])
 def test_acting(script, monkeypatch):
-    """Greedy, mean and drawn codes; observations standardised, actions clipped; one or a batch."""
+    """Greedy, mean and drawn codes; observations standardised, actions in bounds; one or a batch."""
     module, probs = module_of(script), torch.tensor([[0.5, 0.2, 0.3], [0.1, 0.0, 0.9]])
     obs = np.array([[3.0, 0.0], [5.0, 0.0]])  # first entry, standardised: 1 and 2
 
@@ -346,10 +346,12 @@ def test_acting(script, monkeypatch):
         args = module.Args(acting=acting, device="cpu")
         return module.make_act(args, Codes(), None, spaces(**changes))(obs, uniform)
 
-    np.testing.assert_allclose(act("greedy", obs), [[0, 1], [1, 2]])
-    np.testing.assert_allclose(act("mean", obs), [[0.1 + 0.3, 1], [0.9, 2]], rtol=1e-6)
-    np.testing.assert_allclose(act("greedy", obs, high=(0.75, 1.5)), [[0, 1], [0.75, 1.5]])
-    np.testing.assert_allclose(act("greedy", -9 * obs), [[0, -9], [1, -9]])
+    np.testing.assert_allclose(act("greedy", obs), [[0, 1], [1, 1]])
+    np.testing.assert_allclose(act("mean", obs), [[0.1 + 0.3, 1], [0.9, 1]], rtol=1e-6)
+    bounds = {"low": (-1.0, -9.0), "high": (3.0, 9.0)}  # 0 and 1 are 1 and 3, 0 and 9
+    np.testing.assert_allclose(act("greedy", obs, **bounds), [[1, 9], [3, 9]])
+    np.testing.assert_allclose(act("greedy", obs / 6, **bounds), [[1, -2.25], [3, -0.75]], rtol=1e-6)
+    np.testing.assert_allclose(act("greedy", -9 * obs), [[0, -1], [1, -1]])
     uniform = (np.arange(2000) // 2 + 0.5) / 1000  # evenly over [0, 1), for each of the two
     drawn = 2 * act("sample", np.tile(obs, (1000, 1)), uniform)[:, 0].reshape(-1, 2)
     own = 2 * act("sample", np.tile(obs, (1000, 1)))[:, 0].reshape(-1, 2)  # a generator of its own
@@ -368,9 +370,9 @@ def test_continuous_acting(script):
     module, obs = module_of(script), np.array([[3.0, 1.0], [5.0, -1.0]])
     args, learner = make_learner(module)
     learner.policy.forward = lambda obs: torch.cat([obs * torch.tensor([1, 10]), obs], 1)  # mean and log std
-    act = module.make_act(args, learner, spaces(high=(0.9, 9.0)))
+    act = module.make_act(args, learner, spaces(low=(-1.0, -9.0), high=(3.0, 9.0)))
     args.device = "cpu"
-    expected = [[np.tanh(1), 1], [0.9, -1]]
+    expected = [[1 + 2 * np.tanh(1), 9], [1 + 2 * np.tanh(2), -9]]
     np.testing.assert_allclose(act(obs), expected, rtol=1e-6)
     np.testing.assert_allclose(act(obs[0], np.zeros(1)), expected[0], rtol=1e-6)
 
@@ -389,27 +391,32 @@ def test_measure_quantizer(script):
 
 @pytest.mark.parametrize("script", PATHS)
 def test_load_data(script, tmp_path, capsys):
-    """A terminal cuts the bootstrap, a time-out drops the row; observations standardised, rewards scaled."""
+    """A terminal cuts the bootstrap, a time-out drops the row; standardised observations, scaled rewards."""
     module = module_of(script)
-    flags = {"terminals": np.array([0, 1, 0, 0, 0, 1]), "timeouts": np.array([0, 0, 0, 1, 0, 0])}
-    reward = np.array([1, 2, 3, 4, 5, 6], np.float32)  # returns 3, 7 and 11
-    path = dataset(tmp_path / "data.hdf5", rows=6, rewards=reward, **flags)
+    flags = {"terminals": np.array([0, 1, 0, 0, 0, 1, 0]), "timeouts": np.array([0, 0, 0, 1, 0, 0, 0])}
+    reward = np.array([1, 2, 3, 4, 5, 6, 7], np.float32)  # returns 3, 7 and 11
+    path = dataset(tmp_path / "data.hdf5", rows=7, rewards=reward, **flags)
     args = module.Args(env_id=HOPPER, dataset_path=str(path), device="cpu")
     if has_rewards := not script.endswith("bc"):
         args.reward_shift, args.reward_scale = -1.0, 0.1
     data, spaces = module.load_data(args)
-    kept, stored = [0, 1, 2, 4], d4rl.get_dataset(HOPPER, path)
+    kept, stored = [0, 1, 2, 4, 5], d4rl.get_dataset(HOPPER, path)
     mean, std = stored["observations"][kept].mean(0), stored["observations"][kept].std(0, ddof=1) + 1e-3
     np.testing.assert_allclose(data.obs, (stored["observations"][kept] - mean) / std, atol=1e-5)
-    np.testing.assert_allclose(data.next_obs, (stored["observations"][[1, 2, 3, 5]] - mean) / std, atol=1e-5)
+    np.testing.assert_allclose(
+        data.next_obs, (stored["observations"][[1, 2, 3, 5, 6]] - mean) / std, atol=1e-5
+    )
     np.testing.assert_array_equal(data.action, stored["actions"][kept])
-    assert data.terminal.tolist() == [0, 1, 0, 0] and data.terminal.dtype == torch.float32
-    for array, expected in zip(spaces, (mean, std, [-1] * 3, [1] * 3), strict=True):
+    assert data.terminal.tolist() == [0, 1, 0, 0, 1] and data.terminal.dtype == torch.float32
+    for array, expected in zip(spaces[:4], (mean, std, [-1] * 3, [1] * 3), strict=True):
         np.testing.assert_allclose(array, expected, rtol=1e-5)
-    assert not hasattr(data, "code") or data.code.tolist() == [-1] * 4
-    np.testing.assert_allclose(data.reward, [0, 0.1, 0.2, 0.4] if has_rewards else reward[kept], rtol=1e-6)
+    np.testing.assert_array_equal(spaces.fingerprint, d4rl.fingerprint(d4rl.qlearning_dataset(HOPPER, path)))
+    assert not hasattr(data, "code") or data.code.tolist() == [-1] * 5
+    np.testing.assert_allclose(
+        data.reward, [0, 0.1, 0.2, 0.4, 0.5] if has_rewards else reward[kept], rtol=1e-6
+    )
     if has_rewards:
         args.normalize_rewards = True
-        expected = (np.array([1, 2, 3, 5]) - 1) * 0.1 * 1000 / (11 - 3)
+        expected = (np.array([1, 2, 3, 5, 6]) - 1) * 0.1 * 1000 / (11 - 3)
         np.testing.assert_allclose(module.load_data(args)[0].reward, expected, rtol=1e-6)
-    assert "6 steps, 3 episodes" in capsys.readouterr().out
+    assert "7 steps, 3 episodes" in capsys.readouterr().out

@@ -387,7 +387,7 @@ def test_video_of_a_finished_run(finished):
 
 @pytest.mark.parametrize("script", PATHS)
 def test_video_after_training(script, finished, tmp_path, monkeypatch):
-    """Of the final policy, in the run's folder, once; that frames can be rendered is known before training."""
+    """Of the final policy, in the run's folder, once; whether it can be rendered is asked before training."""
     (plain, flags), folders, asked, evaluate = finished(script), [], [], d4rl.evaluate
 
     def without_rendering(env_id, act, episodes, seed, video, path):
