@@ -7,7 +7,18 @@ import sys
 import numpy as np
 
 from d4rl import downloads
-from d4rl.data import _timeouts, episode_ends, episode_returns, get_dataset, get_normalized_score, qlearning_dataset
+from d4rl.data import (
+    _timeouts,
+    action_bounds,
+    episode_ends,
+    episode_returns,
+    get_dataset,
+    get_normalized_score,
+    is_ordered,
+    outside_share,
+    qlearning_dataset,
+    warnings_about,
+)
 from d4rl.tasks import TASKS, DatasetError, Task, task
 
 FOLDERS = """Files are looked for in, and downloaded to, $D4RL_DATASET_DIR (~/.d4rl/datasets if it is not set);
@@ -52,11 +63,13 @@ def main():
         sys.exit(0)  # the reader, such as head, has seen enough
     except (DatasetError, OSError) as error:
         sys.exit(_fail(error))
+    except MemoryError:
+        sys.exit(_fail("there is not enough memory for this dataset."))
     except KeyboardInterrupt:
         sys.exit(130)  # as the shell has it
 
 
-def _fail(error: Exception) -> int:
+def _fail(error: Exception | str) -> int:
     print(f"error: {error}", file=sys.stderr)
     return 2
 
@@ -107,23 +120,30 @@ def check(args: argparse.Namespace):
     """What one wants to know of a dataset before training on it."""
     spec, dataset = task(args.env_id), get_dataset(args.env_id, args.file)
     transitions = len(qlearning_dataset(args.env_id, dataset=dataset)["rewards"])
-    returns, timeouts = episode_returns(args.env_id, dataset), _timeouts(spec, dataset)
-    ends = episode_ends(args.env_id, dataset)
-    lengths = np.diff(ends, prepend=-1) if len(ends) else np.array([len(timeouts)])
-    score = 100 * get_normalized_score(args.env_id, returns.mean())
-    outside = np.mean((np.abs(dataset["actions"]) > 1).any(axis=1))
-    counted = "" if "timeouts" in dataset else f" (not in the file: counted every {spec.max_episode_steps} steps)"
+    terminals, timeouts = dataset["terminals"], _timeouts(spec, dataset)
+    low, high = action_bounds(args.env_id, dataset)
+    outside = 100 * outside_share(dataset["actions"], low, high)
+    counted = f" (not in the file: counted every {spec.max_episode_steps} steps)"
+    if "timeouts" in dataset or "next_observations" in dataset:
+        counted = ""
 
     print(f"{args.file or args.env_id} fits {args.env_id}.")
     print(f"rows          {len(timeouts):,}: {transitions:,} transitions to learn from")
-    print(f"episodes      {len(returns):,}; {len(timeouts) - lengths.sum():,} rows after the last one's end")
-    print(f"returns       {_spread(returns)}; the mean is a score of {score:.1f}")
-    print(f"lengths       {_spread(lengths)}; the horizon is {spec.max_episode_steps}")
-    print(f"terminals     {dataset['terminals'].sum():,}")
-    print(f"time-outs     {timeouts.sum():,}{counted}")
+    if is_ordered(args.env_id, dataset):
+        returns, ends = episode_returns(args.env_id, dataset), episode_ends(args.env_id, dataset)
+        lengths = np.diff(ends, prepend=-1) if len(ends) else np.array([len(timeouts)])
+        score = 100 * get_normalized_score(args.env_id, returns.mean())
+        print(f"episodes      {len(returns):,}; {len(timeouts) - lengths.sum():,} rows after the last one's end")
+        print(f"returns       {_spread(returns)}; the mean is a score of {score:.1f}")
+        print(f"lengths       {_spread(lengths)}; the horizon is {spec.max_episode_steps}")
+        print(f"time-outs     {timeouts.sum():,}{counted}")
+    print(f"terminals     {terminals.sum():,}")
     print(f"rewards       {_spread(dataset['rewards'])}")
     print(f"observations  {_range(dataset['observations'])}")
-    print(f"actions       {_range(dataset['actions'])}; {100 * outside:.2f} % of the rows reach outside [-1, 1]")
+    space = f"[{low.min():g}, {high.max():g}]"
+    print(f"actions       {_range(dataset['actions'])}; {outside:.2f} % of the rows reach outside {space}")
+    for sentence in warnings_about(args.env_id, dataset, args.file):
+        print(f"warning: {sentence}")
 
 
 def _spread(values: np.ndarray) -> str:

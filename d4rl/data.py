@@ -2,11 +2,15 @@
 
 A D4RL file is HDF5 with the arrays observations (N, observation size), actions (N, action size), rewards (N), terminals
 (N) and, in most files, timeouts (N); row i + 1 follows row i unless an episode ended at row i. Whatever is wrong with a
-dataset is raised as a `DatasetError`: one sentence that says what is wrong and what to do.
+dataset, or may mean two things, is raised as a `DatasetError`: one sentence that says what is wrong and what to do.
+What is only unlikely is in `warnings_about`.
 """
 
+import contextlib
 import hashlib
+import math
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +21,17 @@ from d4rl import downloads, evaluation, minari_datasets, robomimic_tasks
 from d4rl.tasks import DatasetError, Task, task
 
 REQUIRED = ("observations", "actions", "rewards", "terminals")
+FLAGS = ("terminals", "timeouts")
+OTHER_NAMES = {  # that files of other makers have for these arrays
+    "terminals": ("terminal", "terminated", "terminateds", "terminations"),
+    "timeouts": ("timeout", "truncated", "truncateds", "truncations"),
+    "next_observations": ("next_obs", "next_observation", "next_states"),
+}
+EITHER_END = ("done", "dones", "episode_ends")  # ended by the environment or cut off
+ENDS = re.compile(
+    r"termin|trunc|time.?(out|limit|step)|episode|traj|(^|[^a-z])(dones?|ends?|first|last|starts?|steps?)([^a-z]|$)",
+    re.IGNORECASE,
+)  # what other arrays are called that say where episodes end
 
 
 class Spaces(NamedTuple):
@@ -105,10 +120,12 @@ def get_dataset(env_id: str, h5path: str | Path | None = None) -> dict[str, np.n
     Returns:
         observations (N, observation size), actions (N, action size) and rewards (N,), float32; terminals (N,), bool:
         the environment ended the episode at this row; timeouts (N,), bool, if the file has them: it was cut off here.
-        From robomimic and Minari also next_observations (N, observation size), float32.
+        next_observations (N, observation size), float32: from robomimic and Minari, and from a file that has them and
+        in which some row is not followed by its next observation although no end is marked there.
 
     Raises:
-        DatasetError: unknown task; file missing, unreadable, incomplete or of another task; values not finite.
+        DatasetError: unknown task; file missing, unreadable, incomplete or of another task; values that no sound
+            dataset has, or whose meaning is not clear.
     """
     spec = task(env_id)
     if spec.is_minari:
@@ -127,74 +144,198 @@ def dataset_file(spec: Task, h5path: str | Path | None = None) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def readable(path: Path):
+    """Whatever HDF5 raises while a file is read becomes a DatasetError that says what to do."""
+    with contextlib.suppress(ImportError):
+        import hdf5plugin  # noqa: F401 (brings further filters)
+    try:
+        yield
+    except (DatasetError, MemoryError):
+        raise
+    except Exception as error:
+        reason = (str(error).partition("(")[2].rpartition(")")[0] or str(error))[:150]
+        if "unable to lock file" in reason:
+            problem = f"is locked ({reason})"
+            advice = "close the program that writes it, or set HDF5_USE_FILE_LOCKING=FALSE if there is none"
+        elif missing := _missing_filters(path):
+            problem = f"needs an HDF5 filter that is not installed ({missing[:50]})"
+            advice = "pip install hdf5plugin, or write the file without that filter"
+        else:  # what an interrupted download or copy leaves behind
+            problem = f"({path.stat().st_size} bytes) is incomplete or damaged ({reason})"
+            advice = "download or copy it again"
+        raise DatasetError(f"{path} {problem}: {advice}.") from None
+
+
+def _missing_filters(path: Path) -> str:
+    """The filters by which a file's arrays are stored and that HDF5 does not have here."""
+    missing = set()
+
+    def look(_, item):
+        if isinstance(item, h5py.Dataset):
+            made = item.id.get_create_plist()
+            filters = [made.get_filter(i) for i in range(made.get_nfilters())]
+            absent = [(code, name) for code, _, _, name in filters if not h5py.h5z.filter_avail(code)]
+            missing.update(f"{code} {name.decode()}".strip() for code, name in absent)
+
+    with contextlib.suppress(Exception), h5py.File(path) as file:
+        file.visititems(look)
+    return ", ".join(sorted(missing))
+
+
 def _read(spec: Task, path: Path) -> dict[str, np.ndarray]:
-    """The arrays at the top level of an HDF5 file; those that D4RL's format does not know are named but not read."""
+    """The arrays at the top level of an HDF5 file; those that say nothing here are named but not read."""
     if path.stat().st_size == 0:
         raise DatasetError(f"{path} is empty (0 bytes): download or copy it again.")
-    try:
+    with readable(path):
         if not h5py.is_hdf5(path):
             raise DatasetError(f"{path} is not an HDF5 file; pass a dataset in D4RL's or robomimic's format.")
         if spec.is_robomimic:
             return robomimic_tasks.read(spec, path)
         with h5py.File(path) as file:
-            known = [key for key in (*REQUIRED, "timeouts") if isinstance(file.get(key), h5py.Dataset)]
-            return {key: file[key][()] if key in known else None for key in file}
-    except DatasetError:
-        raise
-    except (OSError, RuntimeError, KeyError, ValueError):
-        # It begins like HDF5 but cannot be read to the end: what an interrupted download or copy leaves behind.
-        size = path.stat().st_size
-        raise DatasetError(f"{path} ({size} bytes) is incomplete or damaged: download or copy it again.") from None
+            if isinstance(file.get("episode_0"), h5py.Group):
+                advice = "give the dataset's id (NAMESPACE/NAME-vN) as --env-id, and no path"
+                raise DatasetError(f"{path} is a file of Minari's: {advice}.")
+            if "env_args" in getattr(file.get("data"), "attrs", ()):
+                raise DatasetError(f"{path} is in robomimic's format: give an id of robomimic's as --env-id.")
+            items = dict(file.items())
+            if isinstance(items.get("infos"), h5py.Group):
+                items |= {f"infos/{key}": item for key, item in file["infos"].items()}
+            known = {*REQUIRED, *OTHER_NAMES, *EITHER_END}.union(*OTHER_NAMES.values())
+            arrays = {}
+            for key, item in items.items():
+                read = isinstance(item, h5py.Dataset) and (key in known or _tells_ends(key, item.shape))
+                arrays[key] = item[()] if read else None
+            return arrays
+
+
+def _tells_ends(key: str, shape: tuple[int, ...] | None) -> bool:
+    """By its name and shape, an array that D4RL's format does not know says where episodes begin or end."""
+    name = key.removeprefix("infos/")
+    return bool("/" not in name and ENDS.search(name) and shape and shape[0] == math.prod(shape) > 1)
 
 
 def _checked(spec: Task, arrays: dict[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
     """The arrays of D4RL's format, in one type and shape each; DatasetError if they do not fit the task."""
-    missing = [key for key in REQUIRED if arrays.get(key) is None]
+    given = {key: np.asarray(values) for key, values in arrays.items() if values is not None}
+    names = {}  # what an array is called: which one of D4RL's it is
+    for name in (*REQUIRED, *OTHER_NAMES):
+        names |= {key: name for key in (name, *OTHER_NAMES.get(name, ())) if key in given}
+    either = [key for key in EITHER_END if key in given]
+    missing = [name for name in REQUIRED if name not in names.values()]
+    if missing == ["terminals"] and either:
+        problem = f"{either[0]} without terminals does not say which episodes were only cut off"
+        raise DatasetError(f"{source}: {problem}; write terminals and timeouts instead.")
     if missing:
-        found = ", ".join(arrays) or "nothing"
+        found = ", ".join(arrays)[:150] or "nothing"
         missing = ", ".join(missing)
         raise DatasetError(f"{source} lacks {missing} (found: {found}); pass a dataset in D4RL's format.")
 
-    # D4RL's function takes the next row even where a file has next observations; robomimic's and Minari's know better.
-    optional = ("timeouts", "next_observations") if spec.is_robomimic or spec.is_minari else ("timeouts",)
-    checked = {}
-    for key in (*REQUIRED, *optional):
-        if arrays.get(key) is None:
-            continue
-        values = np.asarray(arrays[key])
-        if values.dtype.kind not in "biuf":
-            raise DatasetError(f"{source}: {key} holds {values.dtype}, not numbers; pass a dataset in D4RL's format.")
-        sizes = {"actions": spec.action_size}
-        sizes |= {"observations": spec.observation_size, "next_observations": spec.observation_size}
-        row = (sizes[key],) if key in sizes else ()
-        if row == () and values.shape[1:] == (1,):
-            values = values[:, 0]  # some files store (N, 1)
-        if values.ndim == 0 or values.shape[1:] != row:
-            wanted = (*values.shape[:1], *row)
-            raise DatasetError(
-                f"{source}: {key} has shape {values.shape} but {spec.env_id} needs {wanted}; "
-                "did you mean another --env-id?"
-            )
-        with np.errstate(over="ignore"):  # too large for float32: inf, found in the next line
-            values = values.astype(np.float32, copy=False)
-        bad = np.count_nonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
-        if bad:
-            rows = f"{bad} of {len(values)} rows"
-            raise DatasetError(f"{source}: {key} is NaN or infinite in {rows}; repair the dataset.")
-        checked[key] = values.astype(bool) if key in ("terminals", "timeouts") else values
-
-    rows = {key: len(values) for key, values in checked.items()}
+    checked, ends = {}, {key: _array(spec, source, key, "terminals", given[key]) for key in either}
+    for key, name in names.items():
+        values = _array(spec, source, key, name, given[key])
+        if name in checked and not np.array_equal(checked[name], values):
+            raise DatasetError(f"{source}: {name} and {key} differ; keep the right one.")
+        checked[name] = values
+    rows = {key: len(values) for key, values in (checked | ends).items()}
     if len(set(rows.values())) > 1:
         counts = ", ".join(f"{key} {count}" for key, count in rows.items())
         raise DatasetError(f"{source}: the arrays differ in their number of rows ({counts}); repair the dataset.")
     if rows["rewards"] == 0:
         raise DatasetError(f"{source} holds no rows; pass a dataset that has some.")
+
+    _add_timeouts(source, checked, ends)
+    others = [key for key in given if key not in names and key not in ends and _tells_ends(key, given[key].shape)]
+    if others and "timeouts" not in checked:
+        advice = "write them as terminals and timeouts, or leave it out"
+        raise DatasetError(f"{source}: {others[0][:50]} seems to say where episodes end, but is not read; {advice}.")
+    if "next_observations" in checked and not spec.knows_next and not _unmarked(checked).any():
+        del checked["next_observations"]  # they are the next rows, as everywhere in D4RL
+    unending = "timeouts" in checked and not (checked["terminals"] | checked["timeouts"]).any()
+    if unending and "next_observations" not in checked and rows["rewards"] > spec.max_episode_steps:
+        problem = f"no row of {rows['rewards']:,} ends an episode, which has at most {spec.max_episode_steps:,} steps"
+        raise DatasetError(f"{source}: {problem} in {spec.env_id}; mark the ends in terminals and timeouts.")
     return checked
 
 
+def _array(spec: Task, source: str, key: str, name: str, values: np.ndarray) -> np.ndarray:
+    """The array `key` in the type and shape of D4RL's `name`."""
+    if values.dtype.kind not in "biuf":
+        kind = str(values.dtype)[:50]
+        raise DatasetError(f"{source}: {key} holds {kind}, not numbers; pass a dataset in D4RL's format.")
+    if values.ndim == 0:
+        raise DatasetError(
+            f"{source}: {key} has shape (), so it is one value instead of one a step; repair the dataset."
+        )
+    sizes = {"actions": spec.action_size}
+    sizes |= {"observations": spec.observation_size, "next_observations": spec.observation_size}
+    row = (sizes[name],) if name in sizes else ()
+    if row == () and values.shape[1:] == (1,):
+        values = values[:, 0]  # some files store (N, 1)
+    elif row == (1,) and values.ndim == 1:
+        values = values[:, None]
+    if values.shape[1:] != row:
+        wanted = f"(N, {row[0]})" if row else "(N,)"
+        raise DatasetError(
+            f"{source}: {key} has shape {values.shape} but {spec.env_id} needs {wanted}, one row a step; "
+            "did you mean another --env-id?"
+        )
+    if name in FLAGS:
+        if not ((values == 0) | (values == 1)).all():
+            odd = values[(values != 0) & (values != 1)][0]
+            raise DatasetError(f"{source}: {key} holds {odd:g}; write 1 where an episode ends and 0 elsewhere.")
+        return values.astype(bool)
+    with np.errstate(over="ignore"):  # too large for float32: inf, found in the next line
+        values = values.astype(np.float32, copy=False)
+    bad = np.count_nonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
+    if bad:
+        rows = f"{bad} of {len(values)} rows"
+        raise DatasetError(f"{source}: {key} is NaN or infinite in {rows}; repair the dataset.")
+    return values
+
+
+def _add_timeouts(source: str, checked: dict[str, np.ndarray], either: dict[str, np.ndarray]):
+    """From arrays that mark ends of both kinds; one that marks the terminals only says nothing of time-outs."""
+    terminals = checked["terminals"]
+    for key, ends in either.items():
+        if np.array_equal(ends, terminals):
+            continue
+        timeouts = checked.setdefault("timeouts", ends & ~terminals)
+        if not np.array_equal(ends, terminals | timeouts):
+            others = "terminals and timeouts together mark"
+            raise DatasetError(f"{source}: {key} does not mark the rows that {others}; keep what is right.")
+
+
 # --- episodes and transitions ---
+def _gaps(dataset: dict[str, np.ndarray]) -> np.ndarray:
+    """(N,) bool: the next row is not this row's own next observation; the last row has none."""
+    own, following = dataset["next_observations"][:-1], dataset["observations"][1:]
+    gaps = np.append((own != following).any(axis=1), True)
+    (rows,) = np.nonzero(gaps[:-1])
+    # The two may have been rounded in different ways.
+    gaps[rows] = ~np.isclose(own[rows], following[rows], rtol=1e-3, atol=1e-5).all(axis=1)
+    return gaps
+
+
+def _unmarked(dataset: dict[str, np.ndarray]) -> np.ndarray:
+    """(N,) bool: an episode must have ended here, by the next observations that a file has, and no end is marked."""
+    unmarked = _gaps(dataset) & ~dataset["terminals"] & ~dataset.get("timeouts", np.False_)
+    unmarked[-1] = False
+    return unmarked
+
+
+def is_ordered(env_id: str, dataset: dict[str, np.ndarray]) -> bool:
+    """Whether rows follow each other, as in D4RL, or are single transitions, such as those of a replay buffer."""
+    if task(env_id).knows_next or "next_observations" not in dataset:
+        return True
+    inside = ~dataset["terminals"] & ~dataset.get("timeouts", np.False_)
+    return _unmarked(dataset).sum() <= inside.sum() / 2
+
+
 def _timeouts(spec: Task, dataset: dict[str, np.ndarray]) -> np.ndarray:
     """(N,) bool: rows where an episode was cut off, counted from the last episode end if the file does not say."""
+    if "next_observations" in dataset and not spec.knows_next:
+        return _unmarked(dataset) | dataset.get("timeouts", np.False_)
     if "timeouts" in dataset:
         return dataset["timeouts"]
     rows = np.arange(len(dataset["terminals"]))  # (the original's counter starts at 1 after a terminal: one row early)
@@ -218,10 +359,11 @@ def qlearning_dataset(
 ) -> dict[str, np.ndarray]:
     """Transitions (s, a, r, s', done) for Q-learning, as the original's function of this name makes them.
 
-    The next observation of row i is the observation of row i + 1, so the last row is dropped. A terminal row is kept
-    with its flag: its next observation belongs to another episode, but (1 - done) removes it from every target. A row
-    at a time-out is dropped: there a target must continue, and the file does not hold the state to continue from.
-    robomimic's and Minari's datasets do hold it: all their rows are kept.
+    The next observation of row i is the observation of row i + 1. A terminal row is kept with its flag: its next
+    observation belongs to another episode, but (1 - done) removes it from every target. Any other row at a time-out,
+    and the last row, is dropped: there a target must continue, and the file does not hold the state to continue from.
+    robomimic's and Minari's datasets do hold it: all their rows are kept. So are those of a file with next observations
+    that are not the next rows, but for time-outs where they are: that is the first observation of the next episode.
 
     Args:
         env_id: a task id.
@@ -241,11 +383,16 @@ def qlearning_dataset(
     dataset = get_dataset(env_id, h5path) if dataset is None else _checked(spec, dataset, "The given dataset")
     timeouts = _timeouts(spec, dataset)
     terminals = dataset["terminals"] | timeouts if terminate_on_end else dataset["terminals"]
-    if "next_observations" in dataset:
+    if "next_observations" not in dataset:
+        keep = terminals | ~timeouts
+        keep[-1] = terminals[-1]
+        (rows,) = np.nonzero(keep)
+        next_observations = dataset["observations"][np.minimum(rows + 1, len(keep) - 1)]
+    elif spec.knows_next:
         rows, next_observations = np.arange(len(terminals)), dataset["next_observations"]
     else:
-        (rows,) = np.nonzero(np.full(len(terminals) - 1, True) if terminate_on_end else ~timeouts[:-1])
-        next_observations = dataset["observations"][rows + 1]
+        (rows,) = np.nonzero(terminals | ~timeouts | _gaps(dataset))
+        next_observations = dataset["next_observations"][rows]
     if len(rows) < 2:
         raise DatasetError(f"The dataset of {env_id} holds {len(rows)} of the at least 2 transitions that are needed.")
     return {
@@ -261,10 +408,12 @@ def episode_returns(env_id: str, dataset: dict[str, np.ndarray]) -> np.ndarray:
     """Undiscounted return of every finished episode, in file order: (episodes,) float64. In robomimic: 1 for success.
 
     `dataset` is what `get_dataset` returns. Rows after the last episode end are left out; a dataset in which no episode
-    ends counts as one episode.
+    ends counts as one episode. DatasetError if rows do not follow each other (`is_ordered`).
     """
     spec = task(env_id)
     dataset = _checked(spec, dataset, "The given dataset")
+    if not is_ordered(env_id, dataset):
+        raise DatasetError("The rows of this dataset do not follow each other, so returns of episodes are not known.")
     ends = episode_ends(env_id, dataset)
     if len(ends) == 0:
         ends = np.array([len(dataset["rewards"]) - 1])
@@ -275,34 +424,116 @@ def episode_returns(env_id: str, dataset: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def return_range(env_id: str, dataset: dict[str, np.ndarray]) -> float:
-    """Best minus worst return of a dataset's episodes; DatasetError if all are equal."""
-    spread = float(np.ptp(episode_returns(env_id, dataset)))
-    if spread == 0:
+    """Best minus worst return of a dataset's episodes; DatasetError if all are equal, or not known."""
+    problem = "The rows of this dataset do not follow each other, so returns of episodes are not known"
+    if is_ordered(env_id, dataset):
+        spread = float(np.ptp(episode_returns(env_id, dataset)))
+        if spread > 0:
+            return spread
         problem = "All episodes have the same return, so rewards cannot be normalised by best - worst return"
-        raise DatasetError(f"{problem}: give --no-normalize-rewards and a --reward-scale.")
-    return spread
+    raise DatasetError(f"{problem}: give --no-normalize-rewards and a --reward-scale.")
 
 
+# --- for people ---
 def describe(env_id: str, dataset: dict[str, np.ndarray], h5path: str | Path | None = None) -> str:
     """For people, in one line: rows, episodes and their returns, sizes of an observation and an action.
 
     A second line says of Minari's datasets what their scores may be compared with; then follow `warnings_about`.
     """
-    returns = episode_returns(env_id, dataset)
     rows, observation_size = dataset["observations"].shape
+    episodes = "of unknown episodes"
+    if is_ordered(env_id, dataset):
+        returns = episode_returns(env_id, dataset)
+        low, high, mean = returns.min(), returns.max(), returns.mean()
+        episodes = f"{len(returns):,} episodes with returns {low:.1f} to {high:.1f} (mean {mean:.1f})"
     action_size = dataset["actions"].shape[1]
-    lines = [
-        f"{rows:,} steps, {len(returns):,} episodes with returns {returns.min():.1f} to {returns.max():.1f} "
-        f"(mean {returns.mean():.1f}), {observation_size} observations, {action_size} actions"
-    ]
+    lines = [f"{rows:,} steps, {episodes}, {observation_size} observations, {action_size} actions"]
     if task(env_id).is_minari:
         lines.append(minari_datasets.note(env_id))
     return "\n".join(lines + [f"warning: {sentence}" for sentence in warnings_about(env_id, dataset, h5path)])
 
 
 def warnings_about(env_id: str, dataset: dict[str, np.ndarray], h5path: str | Path | None = None) -> list[str]:
-    """What is unusual about a dataset, and probably a fault of it: a sentence each."""
+    """What a sound dataset can have but most have not: a sentence each.
+
+    `dataset` is what `get_dataset` returns, `h5path` the file that it is from, if it is not the task's own.
+    """
+    spec, (low, high) = task(env_id), action_bounds(env_id, dataset)
+    actions, rewards, terminals = dataset["actions"], dataset["rewards"], dataset["terminals"]
+    sentences = ["rows do not follow each other: transitions are right, but returns of episodes are not known."]
+    if is_ordered(env_id, dataset):
+        sentences = _about_ends(spec, dataset) + (_about_order(spec, dataset) if not spec.knows_next else [])
+    outside = outside_share(actions, low, high)
+    if outside > 0.1:
+        sentences.append(
+            f"{100 * outside:.0f} % of the actions are outside of the environment's action space, which cuts them off "
+            f"({_range(actions)} in the data, {_range(low, high)} there): are they in other units?"
+        )
+    elif high.min() > 1.5 and low.max() < -1.5 and 0.95 < np.abs(actions).max() <= 1:
+        sentences.append(f"actions go from -1 to 1, but the environment's from {_range(low, high)}: other units?")
+    elif low.max() < 0 <= actions.min() and actions.max() <= 1:
+        sentences.append(f"actions go from 0 to 1, but the environment's from {_range(low, high)}: other units?")
+    if np.ptp(rewards) == 0 and (rewards[0] == 0 or not terminals.any()):
+        sentences.append(f"all rewards are {rewards[0]:g}: nothing but imitation can be learned from them.")
     try:
-        return evaluation.compare(env_id, dataset, h5path)
+        return sentences + evaluation.compare(env_id, dataset, h5path)
     except DatasetError as error:  # a file can be looked into without its simulator
-        return [f"the data was not compared with the environment: {error}"]
+        return [*sentences, f"the data was not compared with the environment: {error}"]
+
+
+def outside_share(actions: np.ndarray, low: np.ndarray, high: np.ndarray) -> float:
+    """Of the rows, the part that reaches outside the action space by more than rounding."""
+    margin = 1e-5 * (high - low)
+    return float(((actions < low - margin) | (actions > high + margin)).any(axis=1).mean())
+
+
+def _range(low: np.ndarray, high: np.ndarray | None = None) -> str:
+    return f"{low.min():.4g} to {(low if high is None else high).max():.4g}"
+
+
+def _about_ends(spec: Task, dataset: dict[str, np.ndarray]) -> list[str]:
+    """Sentences on where episodes end."""
+    sentences, terminals, horizon = [], dataset["terminals"], spec.max_episode_steps
+    if "next_observations" in dataset and not spec.knows_next:
+        problem = f"{_unmarked(dataset).sum():,} rows are not followed by the next observation that the file has"
+        sentences.append(f"{problem}, though no end is marked there: they count as time-outs.")
+    ends = episode_ends(spec.env_id, dataset)
+    lengths = np.diff(ends, prepend=-1, append=len(terminals) - 1)  # (the last: rows after the last end)
+    if (longer := (lengths > horizon).sum()) > 0:
+        problem = f"{longer:,} episodes have more than the task's {horizon:,} steps (up to {lengths.max():,})"
+        sentences.append(f"{problem}: are ends missing, or was there another limit?")
+    if spec.is_robomimic:
+        return sentences
+    last = np.count_nonzero(terminals[ends] & (lengths[:-1] == horizon))
+    if last > 0.1 * len(ends):
+        problem = f"{last:,} of {len(ends):,} episodes have a terminal at the task's last step, {horizon:,}"
+        sentences.append(f"{problem}: those that were only cut off there need a time-out instead.")
+    if terminals.mean() > 0.5:
+        sentences.append(f"{terminals.sum():,} of {len(terminals):,} rows are terminals: do they mark what goes on?")
+    return sentences
+
+
+def _about_order(spec: Task, dataset: dict[str, np.ndarray]) -> list[str]:
+    """Sentences on rows that do not look like steps of episodes: by the (median) distances between observations."""
+    obs, generator = dataset["observations"], np.random.default_rng(0)
+    ends = episode_ends(spec.env_id, dataset)
+    inside = np.delete(np.arange(len(obs)), np.append(ends, len(obs) - 1))
+    inside = generator.choice(inside, min(len(inside), 10_000), replace=False)
+    if len(inside) < 100:
+        return []
+    size = obs[inside].std(axis=0) + 1e-9
+
+    def distance(rows, others) -> float:
+        return np.median(np.square((obs[others] - obs[rows]) / size).mean(axis=1))
+
+    # Of MuJoCo's tasks, HalfCheetah has the fastest steps: 0.66 of the distance between any two rows.
+    if distance(inside, inside + 1) > 0.85 * distance(inside, generator.permutation(inside)):
+        return ["a row is as far from the next one as from any other: are they in the order of the steps?"]
+    ends = ends[(ends > 0) & (ends < len(obs) - 2)]
+    if len(ends) < 10:
+        return []
+    before, here, after = (distance(ends + shift, ends + shift + 1) for shift in (-1, 0, 1))
+    if 2 * here > max(before, after):
+        return []
+    side = "before" if before > after else "after"
+    return [f"observations jump one row {side} the ends of episodes: are the ends marked in the wrong rows?"]

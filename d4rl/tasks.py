@@ -5,6 +5,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import gymnasium
+
 D4RL = "http://rail.eecs.berkeley.edu/datasets/offline_rl/"
 # The revision is that of the checksums in `tasks.tsv`.
 ROBOMIMIC = (
@@ -43,6 +45,11 @@ class Task:
     def is_minari(self) -> bool:
         """An id with a namespace that is not robomimic's is one of Minari's; Minari knows where its files are."""
         return "/" in self.env_id and not self.is_robomimic
+
+    @property
+    def knows_next(self) -> bool:
+        """Next observations of its dataset are what followed every step, also at the end of an episode."""
+        return self.is_robomimic or self.is_minari
 
     @property
     def url(self) -> str:
@@ -98,6 +105,17 @@ def task(env_id) -> Task:
         from d4rl import minari_datasets
 
         return minari_datasets.task(env_id)
+    recorded = Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets", str(env_id))
+    if (recorded / "data").is_dir():
+        move = f"move {recorded} to {recorded.parent / 'my' / recorded.name}"
+        raise DatasetError(f"{env_id} of Minari's needs a namespace here: {move}, and give my/{env_id}.")
+    if str(env_id) in gymnasium.registry:
+        advice = (
+            'record data of it with Minari, or add it as a task ("Your own data" and "Add a task" in docs/data.md).'
+        )
+        raise DatasetError(f"{env_id} is an environment without a dataset: {advice}")
     close = difflib.get_close_matches(str(env_id), TASKS)
-    advice = f"did you mean {' or '.join(close)}?" if close else "see python -m d4rl list."
+    advice = "see python -m d4rl list; an id of Minari's has a namespace, as my/own-v0."
+    if close:
+        advice = f"did you mean {' or '.join(close)}?"
     raise DatasetError(f"There is no task {env_id!r}: {advice}")

@@ -5,13 +5,14 @@ import hashlib
 import runpy
 import sys
 
+import gymnasium
 import h5py
 import numpy as np
 import pytest
 from common import HOPPER, dataset
 
 import d4rl
-from d4rl import __main__, downloads, tasks
+from d4rl import __main__, downloads, evaluation, tasks
 
 RELOCATE = "relocate-human-v1"  # nobody has published its checksum
 DEMOS = "maze2d-large-demos-v0"
@@ -127,7 +128,13 @@ def test_check(cli, tmp_path):
         "rewards": "0 to 4, mean 0.02333",
         "observations": "-12.5 to 25; constant columns: 4",
         "actions": "-1.5 to 1.5; constant columns: none; 2.33 % of the rows reach outside [-1, 1]",
+        "warning:": "",
     }
+    shuffled = "a row is as far from the next one as from any other: are they in the order of the steps?"
+    order, constant = [line for line in out.splitlines() if line.startswith("warning: ")]
+    assert order == f"warning: {shuffled}" and constant.startswith(
+        "warning: entry 4 of an observation is always"
+    )
 
 
 def test_check_counts_missing_ends(cli, tmp_path):
@@ -140,6 +147,46 @@ def test_check_counts_missing_ends(cli, tmp_path):
     said = lines(cli("check", path, "--env-id", HOPPER)[1])
     assert said["episodes"] == "1; 0 rows after the last one's end"
     assert said["lengths"].startswith("300 to 300,")
+
+
+def test_check_warns(cli, tmp_path, monkeypatch):
+    """A sentence each: more in test_d4rl.py. Without its simulator, a file can still be looked into."""
+
+    def no_simulator(env_id, dataset, h5path):
+        raise d4rl.DatasetError(f"no simulator for {env_id}, {h5path}.")
+
+    monkeypatch.setattr(evaluation, "compare", no_simulator)
+    path = dataset(tmp_path / "mine.hdf5", actions=np.full((300, 3), 20.0), rewards=np.zeros(300))
+    out = cli("check", path, "--env-id", HOPPER)[1]
+    said = [line for line in out.splitlines() if line.startswith("warning: ")]
+    assert any("100 % of the actions are outside" in line for line in said)
+    assert any("all rewards are 0" in line for line in said)
+    assert said[-1].endswith(f"not compared with the environment: no simulator for {HOPPER}, {path}.")
+    assert "20 to 20; constant columns: 0, 1, 2; 100.00 % of the rows reach outside [-1, 1]" in out
+
+
+def test_check_transitions_in_no_order(cli, tmp_path):
+    path = dataset(tmp_path / "mine.hdf5", next_observations=np.zeros((300, 11)))
+    code, out, err = cli("check", path, "--env-id", HOPPER)
+    assert (code, err) == (0, "") and lines(out)["rows"] == "300: 300 transitions to learn from"
+    assert "warning: rows do not follow each other" in out
+    assert not {"episodes", "returns", "lengths", "time-outs"} & lines(out).keys()
+
+
+def test_check_by_the_bounds_of_the_environment(cli, tmp_path, monkeypatch):
+    spec = dataclasses.replace(
+        d4rl.task(HOPPER), env_id="pendulum-mine-v0", observation_size=3, action_size=1
+    )
+    monkeypatch.setitem(tasks.TASKS, "pendulum-mine-v0", spec)
+    pendulum = "gymnasium.envs.classic_control:PendulumEnv"
+    gymnasium.register("pendulum-mine-v0", entry_point=pendulum, max_episode_steps=200)
+    actions = np.linspace(-2, 2, 300)[:, None]
+    path = dataset(tmp_path / "mine.hdf5", "pendulum-mine-v0", actions=actions)
+    said = lines(cli("check", path, "--env-id", "pendulum-mine-v0")[1])
+    assert said["actions"] == "-2 to 2; constant columns: none; 0.00 % of the rows reach outside [-2, 2]"
+    path = dataset(tmp_path / "mine.hdf5", "pendulum-mine-v0", actions=2 * actions)
+    said = lines(cli("check", path, "--env-id", "pendulum-mine-v0")[1])
+    assert said["actions"] == "-4 to 4; constant columns: none; 50.00 % of the rows reach outside [-2, 2]"
 
 
 def test_check_the_tasks_own_file(cli):

@@ -1,5 +1,6 @@
 """The d4rl package: tasks, files, transitions and scores against hand-made data; locomotion and Adroit."""
 
+import dataclasses
 import hashlib
 import os
 import subprocess
@@ -86,7 +87,9 @@ def test_get_dataset_types_and_shapes(tmp_path):
     data = arrays(7)
     stored = data | {"observations": data["observations"].astype(np.float64), "infos/goal": np.zeros((7, 2))}
     stored |= {"rewards": data["rewards"][:, None], "terminals": data["terminals"][:, None].astype(np.uint8)}
-    stored["next_observations"] = np.zeros((7, 2))  # not used, as in the original
+    stored["next_observations"] = np.roll(
+        data["observations"], -1, axis=0
+    )  # not needed: they are the next rows
     loaded = d4rl.get_dataset(HOPPER, write(tmp_path / "data.hdf5", stored))
     assert loaded.keys() == data.keys()
     for key, values in loaded.items():
@@ -105,7 +108,32 @@ BAD_ARRAYS = {
     "other task": ({"observations": np.zeros((9, 17))}, r"\(9, 17\).*hopper.*another --env-id\?"),
     "other actions": ({"actions": np.zeros((9, 6))}, r"actions.*\(9, 6\).*did you mean another --env-id\?"),
     "rewards (N, 2)": ({"rewards": np.zeros((9, 2))}, r"rewards has shape \(9, 2\)"),
-    "a number": ({"rewards": np.float32(1)}, r"rewards has shape \(\)"),
+    "a number": (
+        {"rewards": np.float32(1)},
+        r"rewards has shape \(\), so it is one value instead of one a step",
+    ),
+    "episodes apart": (
+        {"actions": np.zeros((3, 3, 3))},
+        r"actions has shape \(3, 3, 3\).*\(N, 3\), one row a step",
+    ),
+    "complex": ({"actions": np.zeros((9, 3), complex)}, "actions holds complex128, not numbers"),
+    "objects": ({"rewards": np.array([{}] * 9)}, "rewards holds object, not numbers"),
+    "records": (
+        {"actions": np.zeros(9, [(f"entry {i}", "f4") for i in range(99)])},
+        "actions holds .*not numbers",
+    ),
+    "next observations": ({"next_observations": np.zeros((9, 2))}, r"next_observations has shape \(9, 2\)"),
+    "no next observations": (
+        {"next_observations": np.full((9, 11), np.nan)},
+        "next_observations is NaN.*9 of 9 rows",
+    ),
+    "step numbers": (
+        {"terminals": np.arange(9)},
+        "terminals holds 2; write 1 where an episode ends and 0 elsewhere",
+    ),
+    "signs": ({"timeouts": np.repeat([-1, 1], [8, 1])}, "timeouts holds -1;"),
+    "probabilities": ({"terminals": np.repeat([0, 0.5], [8, 1])}, "terminals holds 0.5;"),
+    "two names": ({"truncations": np.arange(9) == 4}, "timeouts and truncations differ; keep the right one"),
     "no rows": (arrays(0), "no rows"),
 }
 
@@ -115,7 +143,18 @@ def test_bad_arrays(changes, message):
     for use in (d4rl.episode_returns, lambda env_id, data: d4rl.qlearning_dataset(env_id, dataset=data)):
         with pytest.raises(DatasetError, match=message) as error:
             use(HOPPER, arrays(9, **changes))
-        assert "\n" not in str(error.value)
+        assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+def test_one_number_a_step(monkeypatch):
+    """Where an observation or an action is one number, a file may store (N,)."""
+    spec = dataclasses.replace(d4rl.task(HOPPER), env_id="one-v0", observation_size=1, action_size=1)
+    monkeypatch.setitem(d4rl.TASKS, "one-v0", spec)
+    flat = arrays(9, observations=np.arange(9.0), actions=np.arange(9.0))
+    flat |= {"terminals": np.zeros(9), "timeouts": np.zeros(9)}
+    data = d4rl.qlearning_dataset("one-v0", dataset=flat)
+    np.testing.assert_array_equal(data["observations"], np.arange(8.0)[:, None])
+    np.testing.assert_array_equal(data["actions"], np.arange(8.0)[:, None])
 
 
 def test_bad_files(tmp_path):
@@ -137,26 +176,211 @@ def test_bad_files(tmp_path):
             d4rl.get_dataset(HOPPER, missing)
 
 
+def test_files_of_other_formats(tmp_path):
+    path = tmp_path / "main_data.hdf5"
+    minari = {f"episode_{i}/{key}": np.zeros(3) for i in range(1000) for key in ("actions", "rewards")}
+    many = {f"array_{i}": np.zeros(3) for i in range(1000)}
+    for contents, message in [
+        (
+            minari,
+            r"is a file of Minari's: give the dataset's id \(NAMESPACE/NAME-vN\) as --env-id, and no path",
+        ),
+        (many, "lacks observations, actions, rewards, terminals"),
+    ]:
+        with pytest.raises(DatasetError, match=f"{path}.*{message}") as error:
+            d4rl.get_dataset(HOPPER, write(path, contents))
+        assert len(str(error.value)) < 300 + len(str(path))
+    with h5py.File(path, "w") as file:
+        file.create_group("data").attrs["env_args"] = "{}"
+    with pytest.raises(DatasetError, match="is in robomimic's format: give an id of robomimic's as --env-id"):
+        d4rl.get_dataset(HOPPER, path)
+
+
+# --- sound files that cannot be read here ---
+def test_a_locked_file(tmp_path):
+    path = write(tmp_path / "data.hdf5", arrays(9))
+    code = f"import h5py; file = h5py.File({str(path)!r}, 'a'); print('open', flush=True); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) as writer:
+        assert writer.stdout.readline() == "open\n"
+        with pytest.raises(
+            DatasetError, match=r"is locked \(.*close the program.*HDF5_USE_FILE_LOCKING=FALSE"
+        ):
+            d4rl.get_dataset(HOPPER, path)
+        writer.communicate("\n")
+    assert len(d4rl.get_dataset(HOPPER, path)["rewards"]) == 9
+
+
+def test_a_filter_that_is_not_installed(tmp_path):
+    path = write(
+        tmp_path / "data.hdf5", {key: values for key, values in arrays(9).items() if key != "rewards"}
+    )
+    with h5py.File(path, "a") as file:
+        made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        made.set_chunk((9,))
+        made.set_filter(32123, h5py.h5z.FLAG_OPTIONAL, ())  # nobody's
+        space = h5py.h5s.create_simple((9,))
+        rewards = h5py.h5d.create(file.id, b"rewards", h5py.h5t.IEEE_F32LE, space, made)
+        rewards.write_direct_chunk((0,), bytes(36), 0)
+    with pytest.raises(DatasetError, match=r"needs an HDF5 filter.*\(32123\): pip install hdf5plugin"):
+        d4rl.get_dataset(HOPPER, path)
+
+
+def test_a_file_with_a_damaged_array(tmp_path):
+    path = tmp_path / "data.hdf5"
+    with h5py.File(path, "w") as file:
+        for key, values in arrays(9000).items():
+            file.create_dataset(key, data=values, compression="gzip")
+        start = file["actions"].id.get_chunk_info(0).byte_offset
+    contents = bytearray(path.read_bytes())
+    contents[start : start + 1000] = bytes(1000)
+    path.write_bytes(contents)
+    with pytest.raises(DatasetError, match=r"bytes\) is incomplete or damaged.*download or copy it again"):
+        d4rl.get_dataset(HOPPER, path)
+
+
+# --- ends of episodes, by any name ---
+STEPS = np.arange(300)
+TERMINALS, TIMEOUTS = np.isin(STEPS, [49, 149, 299]), np.isin(STEPS, [99, 199, 249])
+
+
+def ends(**named) -> dict[str, np.ndarray]:
+    """300 rows with these arrays instead of terminals and timeouts."""
+    data = arrays(300)
+    return {key: data[key] for key in ("observations", "actions", "rewards")} | named
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        *(
+            {"terminals": TERMINALS, key: TIMEOUTS}
+            for key in ("timeout", "truncated", "truncateds", "truncations")
+        ),
+        *(
+            {key: TERMINALS, "timeouts": TIMEOUTS}
+            for key in ("terminal", "terminated", "terminateds", "terminations")
+        ),
+        *({"terminals": TERMINALS, key: TERMINALS | TIMEOUTS} for key in ("done", "dones", "episode_ends")),
+        {"terminals": TERMINALS, "timeouts": TIMEOUTS, "dones": TERMINALS | TIMEOUTS},
+        {"terminals": TERMINALS, "timeouts": TIMEOUTS, "dones": TERMINALS},
+        {"terminals": TERMINALS, "terminations": TERMINALS[:, None], "truncated": 1.0 * TIMEOUTS},
+        {
+            "terminals": TERMINALS,
+            "timeouts": TIMEOUTS,
+            "episode_ids": STEPS // 50,
+            "episode_lengths": np.full(6, 50),
+        },
+    ],
+    ids=lambda named: "+".join(named),
+)
+def test_names_of_ends(named, tmp_path):
+    path, wanted = write(tmp_path / "data.hdf5", ends(**named)), ends(terminals=TERMINALS, timeouts=TIMEOUTS)
+    loaded = d4rl.get_dataset(HOPPER, path)
+    assert loaded.keys() == wanted.keys()
+    for key, values in wanted.items():
+        np.testing.assert_array_equal(loaded[key], values)
+    expected = d4rl.qlearning_dataset(HOPPER, dataset=wanted)
+    for key, values in d4rl.qlearning_dataset(HOPPER, dataset=ends(**named)).items():
+        np.testing.assert_array_equal(values, expected[key])
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        (
+            {"dones": TERMINALS | TIMEOUTS},
+            "dones without terminals does not say.*write terminals and timeouts instead",
+        ),
+        (
+            {"terminals": TERMINALS, "dones": TIMEOUTS},
+            "dones does not mark the rows that terminals and timeouts",
+        ),
+        ({"terminals": TERMINALS, "timeouts": TIMEOUTS, "done": STEPS == 9}, "done does not mark the rows"),
+        ({"terminals": TERMINALS, "terminated": TIMEOUTS}, "terminals and terminated differ"),
+        (
+            {"terminals": TERMINALS, "truncated": TERMINALS[:50]},
+            "number of rows.*truncated|number of rows.*timeouts 50",
+        ),
+        *(
+            (
+                {"terminals": TERMINALS, key: STEPS // 50},
+                f"{key} seems to say where episodes end, but is not read",
+            )
+            for key in (
+                "episode_ids",
+                "is_last",
+                "first",
+                "TimeLimit.truncated",
+                "infos/TimeLimit.truncated",
+                "step",
+            )
+        ),
+        (
+            {"terminals": TERMINALS, "traj_lengths": np.full(6, 50)},
+            "traj_lengths seems to say where episodes end",
+        ),
+    ],
+    ids=lambda value: None if isinstance(value, str) else "+".join(value),
+)
+def test_ends_that_mean_two_things(named, message, tmp_path):
+    path = write(tmp_path / "data.hdf5", ends(**named))
+    for use in (
+        lambda: d4rl.get_dataset(HOPPER, path),
+        lambda: d4rl.qlearning_dataset(HOPPER, dataset=ends(**named)),
+        lambda: d4rl.episode_returns(HOPPER, ends(**named)),
+    ):
+        with pytest.raises(DatasetError, match=message):
+            use()
+
+
+def test_other_arrays_say_nothing(tmp_path):
+    """Names that only look like ends, and shapes that cannot be."""
+    others = {
+        "friends": STEPS,
+        "infos/tendon": STEPS,
+        "trajectory": np.zeros((300, 2)),
+        "max_episode_steps": 1000,
+    }
+    others |= {"metadata/policy/last_fc/bias": STEPS, "weights": STEPS}
+    loaded = d4rl.get_dataset(HOPPER, write(tmp_path / "data.hdf5", ends(terminals=TERMINALS) | others))
+    assert loaded.keys() == ends(terminals=TERMINALS).keys()
+
+
+def test_no_ends_at_all():
+    """More rows than an episode has steps, and no end is marked."""
+    nowhere = np.zeros(1001, bool)
+    with pytest.raises(DatasetError, match=r"no row of 1,001 ends an episode, which has at most 1,000 steps"):
+        d4rl.qlearning_dataset(HOPPER, dataset=arrays(1001, terminals=nowhere, timeouts=nowhere))
+    short = arrays(1000, terminals=nowhere[1:], timeouts=nowhere[1:])
+    assert len(d4rl.qlearning_dataset(HOPPER, dataset=short)["rewards"]) == 999
+    del short["timeouts"]  # counted
+    assert d4rl.data.episode_ends(HOPPER, short).tolist() == [999]
+
+
 # --- transitions and episodes ---
 def transitions_by_loop(data, horizon, terminate_on_end):
-    """Row by row, as D4RL defines them: (rows kept, their terminal flags)."""
-    rows, flags, step = [], [], 0
-    for i in range(len(data["rewards"]) - 1):
+    """Row by row, as D4RL defines them, but every terminal is kept: (rows, their terminal flags)."""
+    rows, flags, step, last = [], [], 0, len(data["rewards"]) - 1
+    for i in range(last + 1):
         step += 1
         timeout = data["timeouts"][i] if "timeouts" in data else step == horizon
+        terminal = data["terminals"][i] or (terminate_on_end and timeout)
         if timeout or data["terminals"][i]:
             step = 0
-        if terminate_on_end or not timeout:
+        if terminal or not (timeout or i == last):
             rows.append(i)
-            flags.append(data["terminals"][i] or timeout)
+            flags.append(terminal)
     return np.array(rows), np.array(flags)
 
 
 @pytest.mark.parametrize("terminate_on_end", [False, True])
 @pytest.mark.parametrize("has_timeouts", [False, True])
-def test_qlearning_dataset_equals_a_loop(has_timeouts, terminate_on_end, tmp_path):
+@pytest.mark.parametrize("last_is_terminal", [False, True])
+def test_qlearning_dataset_equals_a_loop(last_is_terminal, has_timeouts, terminate_on_end, tmp_path):
     data = arrays(1500, PEN)
     data["terminals"] &= np.random.default_rng(1).random(1500) < 0.1  # some episodes reach 100 steps
+    data["terminals"][-1] = last_is_terminal
     if not has_timeouts:
         del data["timeouts"]
     rows, flags = transitions_by_loop(data, 100, terminate_on_end)
@@ -165,9 +389,96 @@ def test_qlearning_dataset_equals_a_loop(has_timeouts, terminate_on_end, tmp_pat
     assert len(rows) < 1499 or terminate_on_end  # something was dropped
     for key in ("observations", "actions", "rewards"):
         np.testing.assert_array_equal(result[key], data[key][rows])
-    np.testing.assert_array_equal(result["next_observations"], data["observations"][rows + 1])
+    following = np.append(data["observations"][1:], data["observations"][-1:], axis=0)  # of the last: any
+    np.testing.assert_array_equal(result["next_observations"], following[rows])
     np.testing.assert_array_equal(result["terminals"], flags)
     assert result["terminals"].dtype == bool and result["next_observations"].dtype == np.float32
+
+
+def test_a_terminal_at_the_time_limit_is_kept():
+    """Gymnasium's TimeLimit may report both at the last step."""
+    last = np.arange(500) % 50 == 49
+    data = d4rl.qlearning_dataset(HOPPER, dataset=arrays(500, terminals=last, timeouts=last))
+    assert len(data["rewards"]) == 500 and data["terminals"].sum() == 10
+
+
+# --- a file's own next observations ---
+def walk(rows: int = 300, episode: int = 50, **changes) -> dict[str, np.ndarray]:
+    """Episodes of a random walk, with next observations; each is cut off after `episode` steps."""
+    data = arrays(rows, terminals=np.zeros(rows, bool), timeouts=np.arange(rows) % episode == episode - 1)
+    generator = np.random.default_rng(1)
+    paths = generator.standard_normal((rows // episode, episode + 1, 11)).cumsum(1).astype(np.float32)
+    following = paths[:, 1:].reshape(rows, 11)
+    return data | {"observations": paths[:, :-1].reshape(rows, 11), "next_observations": following} | changes
+
+
+def test_next_observations_that_are_the_next_rows(tmp_path):
+    """As in D4RL's own files: what comes out is what comes out without them, though a time-out's is known."""
+    data = walk()
+    plain = {key: values for key, values in data.items() if key != "next_observations"}
+    for name, values in {
+        "next_observations": data["next_observations"],
+        "next_obs": data["next_observations"].astype(np.float64) * (1 + 1e-5),  # rounded in another way
+        "next_states": data["next_observations"].astype(np.float16),
+    }.items():
+        path = write(tmp_path / "data.hdf5", plain | {name: values})
+        assert d4rl.get_dataset(HOPPER, path).keys() == plain.keys()
+        expected = d4rl.qlearning_dataset(HOPPER, dataset=plain)
+        for made in (
+            d4rl.qlearning_dataset(HOPPER, path),
+            d4rl.qlearning_dataset(HOPPER, dataset=plain | {name: values}),
+        ):
+            assert len(made["rewards"]) == 294
+            for key, values in expected.items():
+                np.testing.assert_array_equal(made[key], values)
+
+
+@pytest.mark.parametrize("has_timeouts", [False, True])
+def test_unmarked_ends(has_timeouts, tmp_path):
+    """Saved transitions: no row is lost, and the ends that next observations show count."""
+    data = walk(rewards=np.ones(300))
+    data["timeouts"] &= np.arange(300) == 149
+    if not has_timeouts:
+        del data["timeouts"]
+    path = write(tmp_path / "data.hdf5", data)
+    loaded = d4rl.get_dataset(HOPPER, path)
+    assert loaded.keys() == data.keys()
+    for made in (d4rl.qlearning_dataset(HOPPER, path), d4rl.qlearning_dataset(HOPPER, dataset=loaded)):
+        for key, values in made.items():
+            np.testing.assert_array_equal(values, data[key])
+    np.testing.assert_array_equal(d4rl.episode_returns(HOPPER, loaded), np.full(5, 50))  # the last has no end
+    count = 4 if has_timeouts else 5
+    assert f"warning: {count} rows are not followed by the next observation" in d4rl.describe(HOPPER, loaded)
+    over = d4rl.qlearning_dataset(HOPPER, path, terminate_on_end=True)
+    assert np.flatnonzero(over["terminals"]).tolist() == [49, 99, 149, 199, 249]
+
+
+def test_a_next_observation_after_the_reset():
+    """From a vector environment that resets itself: at a time-out, it is the next episode's first."""
+    data = walk()
+    data["next_observations"][149] = data["observations"][150]
+    data["timeouts"][49] = False  # one that is not marked, so that the file's own count
+    data["timeouts"][199], data["terminals"][199] = True, True
+    data["next_observations"][199] = data["observations"][200]
+    made = d4rl.qlearning_dataset(HOPPER, dataset=data)
+    kept = np.delete(np.arange(300), 149)
+    for key, values in made.items():
+        np.testing.assert_array_equal(values, data[key][kept])
+
+
+def test_transitions_in_no_order(tmp_path):
+    order = np.random.default_rng(0).permutation(300)
+    data = {key: values[order] for key, values in walk().items()}
+    path = write(tmp_path / "data.hdf5", data)
+    loaded = d4rl.get_dataset(HOPPER, path)
+    for key, values in d4rl.qlearning_dataset(HOPPER, path).items():
+        np.testing.assert_array_equal(values, data[key])
+    for use, advice in ((d4rl.episode_returns, ""), (d4rl.return_range, ": give --no-normalize-rewards")):
+        with pytest.raises(DatasetError, match=f"do not follow each other, so returns.*not known{advice}"):
+            use(HOPPER, loaded)
+    line, warning = d4rl.describe(HOPPER, loaded).splitlines()
+    assert line == "300 steps, of unknown episodes, 11 observations, 3 actions"
+    assert warning.startswith("warning: rows do not follow each other: transitions are right, but returns")
 
 
 def test_two_transitions_are_needed():
