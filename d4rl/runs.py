@@ -364,7 +364,6 @@ class Run:
             return 0
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        self.first_rates = state["first_rates"]
         before, now = state["device"], generator.device.type
         if before == now:
             generator.set_state(state["generator"])

@@ -392,14 +392,12 @@ settings_per_domain | defaults |= values => defaults = values | defaults
 settings_per_domain | if word not in ("-h", "--help") => if word
 limits | not low <= value <= high => not low < value < high
 limits | not low <= value <= high => value < low or value > high
-limits | (1 if isinstance(value, int) else 0, 1e9) => (0, 1e9)
 limits | if name in fixed and value != => if value !=
 device | and not torch.cuda.is_available() => and False
 device | "cuda" if torch.cuda.is_available() else "cpu" => "cpu"
 device | if args.device == "auto" else args.device =>
 flags_of_a_resumed_run | free = RESUME if early.resume => free = PLAY if early.resume
 flags_of_a_resumed_run | if name not in free} => if False}
-flags_of_a_resumed_run | {"resume", "device" => {"resume", "seed", "device"
 flags_of_a_run_that_is_played | PLAY | set(play)\n => PLAY\n
 flags_of_a_run_that_is_played | {"evaluate", "dataset_path" => {"evaluate", "lr", "dataset_path"
 flags_of_a_run_that_takes_a_quantizer | if name in QUANTIZER => if name not in QUANTIZER
@@ -408,26 +406,18 @@ changes_of_a_loaded_policy | if name not in PLAY | set(play): => if False:
 changes_of_a_loaded_policy | if choices and value not in choices: => if False:
 changes_of_a_loaded_policy | "device": "cpu", **changes => "device": "cpu"
 changes_of_a_loaded_policy | "device": "cpu", =>
-what_is_no_run | except Exception as error: => except OSError as error:
-what_is_no_run | saved["args"].keys(), saved["stages"] => saved["args"].keys(), {}
-whose_run_it_is | if cls and (owner != script or => if cls and (
-whose_run_it_is | or names != {field.name for field in fields(cls)} =>
 an_unfinished_stage | if stage and not => if False and not
 an_unfinished_stage | .get("finished"): => .get("step"):
-resume_after_a_kill_in_any_file | os.replace(path.with_suffix(".tmp"), path) => path.write_bytes(content)
-files_of_a_run | os.replace(path.with_suffix(".tmp"), path) => path.write_bytes(content)
 id_with_a_slash | .replace('/', '-') =>
 seconds_go_on_after_a_kill | if args.resume:\n => if False:\n
 resume_after_a_kill_in_any_file | args.resume or Path( => Path(
 resume_after_a_kill_in_any_file | model.load_state_dict(state["model"]) => pass
 resume_after_a_kill_in_any_file | optimizer.load_state_dict(state["optimizer"]) => pass
 resume_after_a_kill_in_any_file | generator.set_state(state["generator"]) => pass
-resume_after_a_kill_in_any_file | torch.set_rng_state(cpu) => pass
 resume_after_a_kill_in_any_file | return state["step"] => return 0
 resume_after_a_kill_in_any_file | "optimizer": optimizer.state_dict(), => "optimizer": {},
 quantizer_of_another_run | other["stages"]["quantizer"] => {**other["stages"]["quantizer"], "step": 0}
 quantizer_of_another_run | if row["stage"] == "quantizer" =>
-quantizer_of_another_run | if not torch.equal(other => if False and (other
 losses_that_are_not_finite_stop | if not torch.isfinite(total): => if False:
 losses_that_are_not_finite_stop | if self.count % 100 == 0: => if False:
 losses_that_are_not_finite_stop | self._check_finite()\n        seconds => seconds
@@ -452,6 +442,55 @@ files_of_a_run | max(scores),\n => scores[-1],\n
 files_of_a_run | "returns": returns => "returns": []
 files_of_a_run | {"script": script, **self.saved["args"]} => self.saved["args"]
 files_of_a_run | str(row.get(name, "")) for name in columns => str(value) for value in row.values()
+limits | (1 if isinstance(value, int) else 0, highest) => (0, highest)
+limits | "eval_episodes": 10_000, =>
+limits | SIZE if name.endswith(("_size", "_dim")) => SIZE if False
+flags_of_a_resumed_run | RESUME = {"resume", => RESUME = {"resume", "seed",
+what_is_no_run | damaged = file.testzip() => damaged = None
+what_is_no_run | and wanted <= saved.keys() =>
+what_is_no_run | except Exception:  # whatever => except ValueError:  # whatever
+whose_run_it_is | if script and saved["script"] != script or => if
+whose_run_it_is | or saved["args"].keys() != names =>
+whose_run_it_is | len(saved["spaces"]) != len(Spaces._fields) => False
+files_of_a_run | keep="" if self.damaged else PREVIOUS => keep=""
+resume_after_a_kill_in_any_file | os.replace(new, path) => path.write_bytes(content)
+resume_after_a_kill_in_any_file | os.replace(path, path.with_name(keep)) => path.unlink()
+resume_after_a_kill_in_any_file | torch.set_rng_state(noise[0]) => pass
+damaged_checkpoint | keep="" if self.damaged else PREVIOUS => keep=PREVIOUS
+damaged_checkpoint | _say(f"{fallback}; using => str(f"{fallback}; using
+damaged_checkpoint_of_a_finished_run | reason = f" ({fallback} => reason = f" (
+other_data | saved.fingerprint, self.spaces.fingerprint => saved.fingerprint[0], self.spaces.fingerprint[0]
+other_data | saved.fingerprint, self.spaces.fingerprint => saved.fingerprint[1], self.spaces.fingerprint[1]
+other_data | asdict(args) | {"resume": ""} => self.saved["args"] or asdict(args)
+spaces_of_a_resumed_run | self.spaces = saved.to( => str(
+copied_and_renamed_folder | Path(args.resume or => Path(
+quantizer_of_another_run | [0], ours.fingerprint[0] => [1], ours.fingerprint[1]
+quantizer_of_another_run | torch.equal(theirs.action_low, ours.action_low) => True
+quantizer_of_another_run | torch.equal(theirs.action_high, ours.action_high) => True
+run_moves_to_another_device | if before == now: => if True:
+run_moves_to_another_device | elif not state["finished"]: => else:
+run_moves_to_another_device | generator.manual_seed(seed) => generator.seed()
+run_moves_to_another_device | torch.manual_seed(seed) => torch.seed()
+longer | = learner["step"] == self.args.steps => = learner["finished"]
+longer | (self.folder / "result.json").unlink(missing_ok=True) => pass
+shorter | if args.steps < learner["step"]: => if False:
+shorter | = learner["step"] == self.args.steps => = False
+steps_where_the_rate_falls | if rates != learner["first_rates"]: => if False:
+steps_where_the_rate_falls | if learner is None or => if
+two_processes | self.lock.acquire() => pass
+two_processes | self.lock.release(force=True) => pass
+full_disk | new.unlink(missing_ok=True) => pass
+full_disk | error.filename = error.filename or str(path) => pass
+a_run_that_cannot_begin | if not args.resume:  # there is => if False:  #
+a_run_that_cannot_begin | if not args.resume:  # there is => if True:  #
+track_that_does_not_work | except ImportError: => except KeyError:
+errors_that_are_no_bugs | error.errno in SYSTEM => error.errno in ()
+errors_that_are_no_bugs | if no_memory or => if
+bugs_keep_their_traceback | and error.errno in SYSTEM => and error.errno
+bugs_keep_their_traceback | and any(word in text for word in words) =>
+interrupts | signal.signal(signal.SIGINT, signal.SIG_DFL) => pass
+interrupts | sys.exit(128 + signal.SIGTERM) => pass
+interrupts | signal.signal(signal.SIGTERM, _terminate) => pass
 """,
 }
 
