@@ -13,9 +13,11 @@ import h5py
 import numpy as np
 import pytest
 from common import HOPPER, ROOT, dataset
+from gymnasium.envs.classic_control import PendulumEnv
 
 import d4rl
-from d4rl import DatasetError
+from d4rl import DatasetError, evaluation
+from d4rl import data as d4rl_data
 from d4rl.maze2d_large_demos import demonstrations
 
 gymnasium.register_envs(gymnasium_robotics)
@@ -90,13 +92,13 @@ def test_get_dataset_types_and_shapes(tmp_path):
     stored["next_observations"] = np.roll(
         data["observations"], -1, axis=0
     )  # not needed: they are the next rows
-    loaded = d4rl.get_dataset(HOPPER, write(tmp_path / "data.hdf5", stored))
+    loaded = d4rl_data.get_dataset(HOPPER, write(tmp_path / "data.hdf5", stored))
     assert loaded.keys() == data.keys()
     for key, values in loaded.items():
         assert values.dtype == data[key].dtype
         np.testing.assert_array_equal(values, data[key])
     del stored["timeouts"]
-    assert "timeouts" not in d4rl.get_dataset(HOPPER, str(write(tmp_path / "data.hdf5", stored)))
+    assert "timeouts" not in d4rl_data.get_dataset(HOPPER, str(write(tmp_path / "data.hdf5", stored)))
 
 
 BAD_ARRAYS = {
@@ -140,7 +142,10 @@ BAD_ARRAYS = {
 
 @pytest.mark.parametrize(("changes", "message"), BAD_ARRAYS.values(), ids=BAD_ARRAYS)
 def test_bad_arrays(changes, message):
-    for use in (d4rl.episode_returns, lambda env_id, data: d4rl.qlearning_dataset(env_id, dataset=data)):
+    for use in (
+        d4rl_data.episode_returns,
+        lambda env_id, data: d4rl_data.qlearning_dataset(env_id, dataset=data),
+    ):
         with pytest.raises(DatasetError, match=message) as error:
             use(HOPPER, arrays(9, **changes))
         assert "\n" not in str(error.value) and len(str(error.value)) < 300
@@ -152,7 +157,7 @@ def test_one_number_a_step(monkeypatch):
     monkeypatch.setitem(d4rl.TASKS, "one-v0", spec)
     flat = arrays(9, observations=np.arange(9.0), actions=np.arange(9.0))
     flat |= {"terminals": np.zeros(9), "timeouts": np.zeros(9)}
-    data = d4rl.qlearning_dataset("one-v0", dataset=flat)
+    data = d4rl_data.qlearning_dataset("one-v0", dataset=flat)
     np.testing.assert_array_equal(data["observations"], np.arange(8.0)[:, None])
     np.testing.assert_array_equal(data["actions"], np.arange(8.0)[:, None])
 
@@ -168,12 +173,12 @@ def test_bad_files(tmp_path):
     for stored, message in cases.items():
         path.write_bytes(stored)
         with pytest.raises(DatasetError, match=f"{path}.*{message}") as error:
-            d4rl.get_dataset(HOPPER, path)
+            d4rl_data.get_dataset(HOPPER, path)
         assert "\n" not in str(error.value) and error.value.__cause__ is None  # no traceback of h5py's
         assert error.value.__suppress_context__ or error.value.__context__ is None
     for missing in (tmp_path / "nowhere.hdf5", tmp_path):
         with pytest.raises(DatasetError, match="no readable file.*check the path"):
-            d4rl.get_dataset(HOPPER, missing)
+            d4rl_data.get_dataset(HOPPER, missing)
 
 
 def test_files_of_other_formats(tmp_path):
@@ -188,12 +193,12 @@ def test_files_of_other_formats(tmp_path):
         (many, "lacks observations, actions, rewards, terminals"),
     ]:
         with pytest.raises(DatasetError, match=f"{path}.*{message}") as error:
-            d4rl.get_dataset(HOPPER, write(path, contents))
+            d4rl_data.get_dataset(HOPPER, write(path, contents))
         assert len(str(error.value)) < 300 + len(str(path))
     with h5py.File(path, "w") as file:
         file.create_group("data").attrs["env_args"] = "{}"
     with pytest.raises(DatasetError, match="is in robomimic's format: give an id of robomimic's as --env-id"):
-        d4rl.get_dataset(HOPPER, path)
+        d4rl_data.get_dataset(HOPPER, path)
 
 
 # --- sound files that cannot be read here ---
@@ -206,9 +211,9 @@ def test_a_locked_file(tmp_path):
         with pytest.raises(
             DatasetError, match=r"is locked \(.*close the program.*HDF5_USE_FILE_LOCKING=FALSE"
         ):
-            d4rl.get_dataset(HOPPER, path)
+            d4rl_data.get_dataset(HOPPER, path)
         writer.communicate("\n")
-    assert len(d4rl.get_dataset(HOPPER, path)["rewards"]) == 9
+    assert len(d4rl_data.get_dataset(HOPPER, path)["rewards"]) == 9
 
 
 def test_a_filter_that_is_not_installed(tmp_path):
@@ -223,7 +228,7 @@ def test_a_filter_that_is_not_installed(tmp_path):
         rewards = h5py.h5d.create(file.id, b"rewards", h5py.h5t.IEEE_F32LE, space, made)
         rewards.write_direct_chunk((0,), bytes(36), 0)
     with pytest.raises(DatasetError, match=r"needs an HDF5 filter.*\(32123\): pip install hdf5plugin"):
-        d4rl.get_dataset(HOPPER, path)
+        d4rl_data.get_dataset(HOPPER, path)
 
 
 def test_a_file_with_a_damaged_array(tmp_path):
@@ -236,7 +241,7 @@ def test_a_file_with_a_damaged_array(tmp_path):
     contents[start : start + 1000] = bytes(1000)
     path.write_bytes(contents)
     with pytest.raises(DatasetError, match=r"bytes\) is incomplete or damaged.*download or copy it again"):
-        d4rl.get_dataset(HOPPER, path)
+        d4rl_data.get_dataset(HOPPER, path)
 
 
 # --- ends of episodes, by any name ---
@@ -276,12 +281,12 @@ def ends(**named) -> dict[str, np.ndarray]:
 )
 def test_names_of_ends(named, tmp_path):
     path, wanted = write(tmp_path / "data.hdf5", ends(**named)), ends(terminals=TERMINALS, timeouts=TIMEOUTS)
-    loaded = d4rl.get_dataset(HOPPER, path)
+    loaded = d4rl_data.get_dataset(HOPPER, path)
     assert loaded.keys() == wanted.keys()
     for key, values in wanted.items():
         np.testing.assert_array_equal(loaded[key], values)
-    expected = d4rl.qlearning_dataset(HOPPER, dataset=wanted)
-    for key, values in d4rl.qlearning_dataset(HOPPER, dataset=ends(**named)).items():
+    expected = d4rl_data.qlearning_dataset(HOPPER, dataset=wanted)
+    for key, values in d4rl_data.qlearning_dataset(HOPPER, dataset=ends(**named)).items():
         np.testing.assert_array_equal(values, expected[key])
 
 
@@ -326,9 +331,9 @@ def test_names_of_ends(named, tmp_path):
 def test_ends_that_mean_two_things(named, message, tmp_path):
     path = write(tmp_path / "data.hdf5", ends(**named))
     for use in (
-        lambda: d4rl.get_dataset(HOPPER, path),
-        lambda: d4rl.qlearning_dataset(HOPPER, dataset=ends(**named)),
-        lambda: d4rl.episode_returns(HOPPER, ends(**named)),
+        lambda: d4rl_data.get_dataset(HOPPER, path),
+        lambda: d4rl_data.qlearning_dataset(HOPPER, dataset=ends(**named)),
+        lambda: d4rl_data.episode_returns(HOPPER, ends(**named)),
     ):
         with pytest.raises(DatasetError, match=message):
             use()
@@ -343,19 +348,23 @@ def test_other_arrays_say_nothing(tmp_path):
         "max_episode_steps": 1000,
     }
     others |= {"metadata/policy/last_fc/bias": STEPS, "weights": STEPS}
-    loaded = d4rl.get_dataset(HOPPER, write(tmp_path / "data.hdf5", ends(terminals=TERMINALS) | others))
-    assert loaded.keys() == ends(terminals=TERMINALS).keys()
+    plain = ends(terminals=TERMINALS)
+    path = write(tmp_path / "data.hdf5", plain | others)
+    assert d4rl_data.get_dataset(HOPPER, path).keys() == plain.keys()
+    expected = d4rl_data.qlearning_dataset(HOPPER, dataset=plain)["rewards"]
+    made = d4rl_data.qlearning_dataset(HOPPER, dataset=plain | others)
+    np.testing.assert_array_equal(made["rewards"], expected)
 
 
 def test_no_ends_at_all():
     """More rows than an episode has steps, and no end is marked."""
     nowhere = np.zeros(1001, bool)
     with pytest.raises(DatasetError, match=r"no row of 1,001 ends an episode, which has at most 1,000 steps"):
-        d4rl.qlearning_dataset(HOPPER, dataset=arrays(1001, terminals=nowhere, timeouts=nowhere))
+        d4rl_data.qlearning_dataset(HOPPER, dataset=arrays(1001, terminals=nowhere, timeouts=nowhere))
     short = arrays(1000, terminals=nowhere[1:], timeouts=nowhere[1:])
-    assert len(d4rl.qlearning_dataset(HOPPER, dataset=short)["rewards"]) == 999
+    assert len(d4rl_data.qlearning_dataset(HOPPER, dataset=short)["rewards"]) == 999
     del short["timeouts"]  # counted
-    assert d4rl.data.episode_ends(HOPPER, short).tolist() == [999]
+    assert d4rl_data.episode_ends(HOPPER, short).tolist() == [999]
 
 
 # --- transitions and episodes ---
@@ -385,7 +394,7 @@ def test_qlearning_dataset_equals_a_loop(last_is_terminal, has_timeouts, termina
         del data["timeouts"]
     rows, flags = transitions_by_loop(data, 100, terminate_on_end)
     path = write(tmp_path / "data.hdf5", data)
-    result = d4rl.qlearning_dataset(PEN, path, terminate_on_end=terminate_on_end)
+    result = d4rl_data.qlearning_dataset(PEN, path, terminate_on_end=terminate_on_end)
     assert len(rows) < 1499 or terminate_on_end  # something was dropped
     for key in ("observations", "actions", "rewards"):
         np.testing.assert_array_equal(result[key], data[key][rows])
@@ -398,7 +407,7 @@ def test_qlearning_dataset_equals_a_loop(last_is_terminal, has_timeouts, termina
 def test_a_terminal_at_the_time_limit_is_kept():
     """Gymnasium's TimeLimit may report both at the last step."""
     last = np.arange(500) % 50 == 49
-    data = d4rl.qlearning_dataset(HOPPER, dataset=arrays(500, terminals=last, timeouts=last))
+    data = d4rl_data.qlearning_dataset(HOPPER, dataset=arrays(500, terminals=last, timeouts=last))
     assert len(data["rewards"]) == 500 and data["terminals"].sum() == 10
 
 
@@ -422,11 +431,11 @@ def test_next_observations_that_are_the_next_rows(tmp_path):
         "next_states": data["next_observations"].astype(np.float16),
     }.items():
         path = write(tmp_path / "data.hdf5", plain | {name: values})
-        assert d4rl.get_dataset(HOPPER, path).keys() == plain.keys()
-        expected = d4rl.qlearning_dataset(HOPPER, dataset=plain)
+        assert d4rl_data.get_dataset(HOPPER, path).keys() == plain.keys()
+        expected = d4rl_data.qlearning_dataset(HOPPER, dataset=plain)
         for made in (
-            d4rl.qlearning_dataset(HOPPER, path),
-            d4rl.qlearning_dataset(HOPPER, dataset=plain | {name: values}),
+            d4rl_data.qlearning_dataset(HOPPER, path),
+            d4rl_data.qlearning_dataset(HOPPER, dataset=plain | {name: values}),
         ):
             assert len(made["rewards"]) == 294
             for key, values in expected.items():
@@ -441,15 +450,22 @@ def test_unmarked_ends(has_timeouts, tmp_path):
     if not has_timeouts:
         del data["timeouts"]
     path = write(tmp_path / "data.hdf5", data)
-    loaded = d4rl.get_dataset(HOPPER, path)
+    loaded = d4rl_data.get_dataset(HOPPER, path)
     assert loaded.keys() == data.keys()
-    for made in (d4rl.qlearning_dataset(HOPPER, path), d4rl.qlearning_dataset(HOPPER, dataset=loaded)):
+    for made in (
+        d4rl_data.qlearning_dataset(HOPPER, path),
+        d4rl_data.qlearning_dataset(HOPPER, dataset=loaded),
+    ):
         for key, values in made.items():
             np.testing.assert_array_equal(values, data[key])
-    np.testing.assert_array_equal(d4rl.episode_returns(HOPPER, loaded), np.full(5, 50))  # the last has no end
+    np.testing.assert_array_equal(
+        d4rl_data.episode_returns(HOPPER, loaded), np.full(5, 50)
+    )  # the last has no end
     count = 4 if has_timeouts else 5
-    assert f"warning: {count} rows are not followed by the next observation" in d4rl.describe(HOPPER, loaded)
-    over = d4rl.qlearning_dataset(HOPPER, path, terminate_on_end=True)
+    assert f"warning: {count} rows are not followed by the next observation" in d4rl_data.describe(
+        HOPPER, loaded
+    )
+    over = d4rl_data.qlearning_dataset(HOPPER, path, terminate_on_end=True)
     assert np.flatnonzero(over["terminals"]).tolist() == [49, 99, 149, 199, 249]
 
 
@@ -460,7 +476,7 @@ def test_a_next_observation_after_the_reset():
     data["timeouts"][49] = False  # one that is not marked, so that the file's own count
     data["timeouts"][199], data["terminals"][199] = True, True
     data["next_observations"][199] = data["observations"][200]
-    made = d4rl.qlearning_dataset(HOPPER, dataset=data)
+    made = d4rl_data.qlearning_dataset(HOPPER, dataset=data)
     kept = np.delete(np.arange(300), 149)
     for key, values in made.items():
         np.testing.assert_array_equal(values, data[key][kept])
@@ -470,35 +486,156 @@ def test_transitions_in_no_order(tmp_path):
     order = np.random.default_rng(0).permutation(300)
     data = {key: values[order] for key, values in walk().items()}
     path = write(tmp_path / "data.hdf5", data)
-    loaded = d4rl.get_dataset(HOPPER, path)
-    for key, values in d4rl.qlearning_dataset(HOPPER, path).items():
+    loaded = d4rl_data.get_dataset(HOPPER, path)
+    for key, values in d4rl_data.qlearning_dataset(HOPPER, path).items():
         np.testing.assert_array_equal(values, data[key])
-    for use, advice in ((d4rl.episode_returns, ""), (d4rl.return_range, ": give --no-normalize-rewards")):
+    for use, advice in (
+        (d4rl_data.episode_returns, ""),
+        (d4rl_data.return_range, ": give --no-normalize-rewards"),
+    ):
         with pytest.raises(DatasetError, match=f"do not follow each other, so returns.*not known{advice}"):
             use(HOPPER, loaded)
-    line, warning = d4rl.describe(HOPPER, loaded).splitlines()
+    line, warning = d4rl_data.describe(HOPPER, loaded).splitlines()
     assert line == "300 steps, of unknown episodes, 11 observations, 3 actions"
     assert warning.startswith("warning: rows do not follow each other: transitions are right, but returns")
 
 
 def test_two_transitions_are_needed():
     with pytest.raises(DatasetError, match="0 of the at least 2 transitions"):
-        d4rl.qlearning_dataset(HOPPER, dataset=arrays(1))
+        d4rl_data.qlearning_dataset(HOPPER, dataset=arrays(1))
 
 
 def test_episode_returns():
     data = arrays(7, rewards=2.0 ** np.arange(7), terminals=np.arange(7) == 1, timeouts=np.arange(7) == 4)
-    np.testing.assert_array_equal(d4rl.episode_returns(HOPPER, data), [3, 28])  # the tail has not finished
-    assert d4rl.return_range(HOPPER, data) == 25
-    said = d4rl.describe(HOPPER, data)
+    np.testing.assert_array_equal(
+        d4rl_data.episode_returns(HOPPER, data), [3, 28]
+    )  # the tail has not finished
+    assert d4rl_data.return_range(HOPPER, data) == 25
+    said = d4rl_data.describe(HOPPER, data)
     assert said == "7 steps, 2 episodes with returns 3.0 to 28.0 (mean 15.5), 11 observations, 3 actions"
     data |= {"terminals": np.zeros(7, bool), "timeouts": np.zeros(7, bool)}
-    np.testing.assert_array_equal(d4rl.episode_returns(HOPPER, data), [127])
+    np.testing.assert_array_equal(d4rl_data.episode_returns(HOPPER, data), [127])
     with pytest.raises(DatasetError, match="All episodes have the same return"):
-        d4rl.return_range(HOPPER, data)
+        d4rl_data.return_range(HOPPER, data)
     counted = arrays(250, PEN, rewards=np.ones(250), terminals=np.arange(250) == 29)
     del counted["timeouts"]
-    np.testing.assert_array_equal(d4rl.episode_returns(PEN, counted), [30, 100, 100])
+    np.testing.assert_array_equal(d4rl_data.episode_returns(PEN, counted), [30, 100, 100])
+
+
+# --- what is unlikely ---
+def leave_out_comparison(monkeypatch):
+    """With what the environment observes: test_evaluation.py."""
+    monkeypatch.setattr(evaluation, "compare", lambda env_id, dataset, h5path: [])
+
+
+def sound(**changes) -> dict[str, np.ndarray]:
+    """1000 rows of a random walk: ten episodes of 50 steps end by themselves, ten are cut off."""
+    data = walk(1000)
+    ended = data["timeouts"] & (np.arange(1000) % 100 == 49)
+    data |= {"terminals": ended, "timeouts": data["timeouts"] & ~ended}
+    return {key: values for key, values in (data | changes).items() if key != "next_observations"}
+
+
+STEP = np.arange(1000)
+ORDER = np.random.default_rng(0).permutation(1000)
+UNLIKELY = {
+    "nothing": ({}, []),
+    "a tail": ({"terminals": STEP == 9, "timeouts": STEP == 19}, []),
+    "actions beyond": ({"actions": np.tile([0, 0, 1.01], (1000, 1))}, ["100 % of the actions are outside"]),
+    "rounded actions": ({"actions": np.tile([0, -1, 1.000001], (1000, 1))}, []),
+    "actions from 0": ({"actions": np.tile([0, 0.5, 1], (1000, 1))}, ["actions go from 0 to 1, but"]),
+    "rewards 0": ({"rewards": np.zeros(1000)}, ["all rewards are 0: nothing but imitation"]),
+    "rewards 1": ({"rewards": np.ones(1000)}, []),  # a terminal ends them
+    "not done": ({"terminals": STEP % 50 != 49}, ["980 of 1,000 rows are terminals"]),
+    "shuffled": ({"observations": sound()["observations"][ORDER]}, ["a row is as far from the next one"]),
+    "late ends": (
+        {key: np.roll(sound()[key], 1) for key in ("terminals", "timeouts")},
+        ["observations jump one row before the ends of episodes"],
+    ),
+    "early ends": (
+        {key: np.roll(sound()[key], -1) for key in ("terminals", "timeouts")},
+        ["observations jump one row after the ends of episodes"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "expected"), UNLIKELY.values(), ids=UNLIKELY)
+def test_warnings(changes, expected, monkeypatch):
+    leave_out_comparison(monkeypatch)
+    data = sound(**changes)
+    found = d4rl_data.warnings_about(HOPPER, data)
+    assert len(found) == len(expected), found
+    for sentence, start in zip(found, expected, strict=True):
+        assert sentence.startswith(start)
+    assert d4rl_data.describe(HOPPER, data).splitlines()[1:] == [f"warning: {sentence}" for sentence in found]
+
+
+def test_warnings_about_lengths(monkeypatch):
+    """Longer than the task's 100 steps; cut off there and called terminal."""
+    leave_out_comparison(monkeypatch)
+    observations = np.zeros((1000, 45))
+    ends = np.isin(STEP, [99, 199, 301])  # and rows after the last one
+    data = arrays(1000, PEN, observations=observations, terminals=STEP < 0, timeouts=ends)
+    (longer,) = d4rl_data.warnings_about(PEN, data)
+    assert longer.startswith("2 episodes have more than the task's 100 steps (up to 698)")
+    data |= {"terminals": STEP % 100 == 99, "timeouts": STEP < 0}
+    (cut,) = d4rl_data.warnings_about(PEN, data)
+    assert cut.startswith("10 of 10 episodes have a terminal at the task's last step, 100")
+
+
+# --- bounds of actions, identity of data ---
+def bounded_task(monkeypatch, low, high) -> str:
+    """A task added by hand, as docs/data.md says, with Pendulum's environment and other bounds."""
+    spec = dataclasses.replace(
+        d4rl.task(HOPPER), env_id="bounds-v0", observation_size=3, action_size=len(low)
+    )
+
+    class Env(PendulumEnv):
+        def __init__(self, render_mode=None):
+            super().__init__()
+            self.action_space = gymnasium.spaces.Box(np.float32(low), np.float32(high))
+
+    monkeypatch.setitem(d4rl.TASKS, "bounds-v0", spec)
+    monkeypatch.setitem(
+        gymnasium.registry, "bounds-v0", gymnasium.envs.registration.EnvSpec("bounds-v0", Env)
+    )
+    return "bounds-v0"
+
+
+def test_bounds_are_the_environments(monkeypatch):
+    env_id = bounded_task(monkeypatch, [-2], [2])
+    np.testing.assert_array_equal(d4rl_data.action_bounds(env_id), [[-2], [2]])
+    data = {"actions": np.array([[-5], [0.5]], np.float32)}
+    np.testing.assert_array_equal(d4rl_data.action_bounds(env_id, data), [[-2], [2]])
+
+
+def test_bounds_of_the_data_where_there_are_none(monkeypatch):
+    most = np.finfo(np.float32).max
+    env_id = bounded_task(monkeypatch, [-np.inf, 0, -most, 3], [np.inf, most, 1, 3])
+    data = {"actions": np.array([[-5, 1, 0.5, 3], [5, 7, 0, 3]], np.float32)}
+    low, high = d4rl_data.action_bounds(env_id, data)
+    np.testing.assert_array_equal([low, high], [[-5, 0, 0, 3], [5, 7, 1, 4]])  # of the last: any width
+    assert low.dtype == high.dtype == np.float32
+
+
+def test_fingerprint():
+    """Row 0 knows observations and actions, row 1 all arrays: values, types, shapes and names."""
+    data = d4rl.qlearning_dataset(
+        HOPPER, dataset=arrays(20, terminals=np.arange(20) == 3, timeouts=np.zeros(20))
+    )
+    prints = d4rl_data.fingerprint(data)
+    assert prints.shape == (2, 32) and prints.dtype == np.uint8
+    sha256 = hashlib.sha256()
+    for key, shape in (("observations", "(19, 11)"), ("actions", "(19, 3)")):
+        sha256.update(f"{key} float32 {shape}".encode() + data[key].tobytes())
+    assert prints[0].tobytes() == sha256.digest()
+    np.testing.assert_array_equal(d4rl_data.fingerprint(dict(reversed(data.items()))), prints)
+    for key, values in data.items():
+        changed = values.copy()
+        changed[7] = ~changed[7] if key == "terminals" else np.nextafter(changed[7], np.float32(9))
+        for other in (changed, values.astype(np.float64), values[:-1], values[::-1]):
+            same = (d4rl_data.fingerprint(data | {key: other}) == prints).all(axis=1)
+            assert same.tolist() == [key not in ("observations", "actions"), False]
 
 
 # --- environments ---

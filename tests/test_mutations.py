@@ -10,6 +10,7 @@ import itertools
 
 import pytest
 import test_baselines
+import test_d4rl
 import test_losses
 import test_resume
 import test_runs
@@ -17,8 +18,9 @@ import test_scripts
 import test_vqvae
 from common import PATHS, ROOT, SAQ, SCRIPTS, load
 
-TESTS = (test_losses, test_baselines, test_vqvae, test_runs, test_resume, test_scripts)
-FILES = PATHS | {"vqvae": ROOT / "vqvae.py", "runs": ROOT / "d4rl" / "runs.py"}
+TESTS = (test_losses, test_baselines, test_d4rl, test_vqvae, test_runs, test_resume, test_scripts)
+FILES = PATHS | {"vqvae": ROOT / "vqvae.py", "runs": ROOT / "d4rl/runs.py"}
+FILES |= {"d4rl/data": ROOT / "d4rl/data.py"}
 BY_HAND = "training_equals_a_loop_by_hand"
 REWARDS = r"""
 load_data | 1000 / d4rl => -1000 / d4rl
@@ -385,6 +387,59 @@ dead_codes_are_revived | self.usage.masked_fill_(dead[:, 0], share) => pass
 revival_in_a_batch_smaller_than_the_codebook |  % len(code) =>
 condition_on_obs | return torch.cat([obs, x], dim=-1) if => return torch.cat([0 * obs, x], dim=-1) if
 condition_on_obs | obs_dim if condition_on_obs else 0 => obs_dim
+""",
+    "d4rl/data": r"""
+bounds_are_the_environments | env.action_space.low.astype(np.float32) => -np.ones(1, np.float32)
+bounds_of_the_data_where_there_are_none | np.where(low > -1e9, low, => np.where(low > -np.inf, low,
+bounds_of_the_data_where_there_are_none | np.where(high < 1e9, high, dataset["actions"].max(0)) => high
+bounds_of_the_data_where_there_are_none | np.where(high > low, high, low + 1) => high
+fingerprint | ("observations", "actions"), sorted(transitions) => sorted(transitions), sorted(transitions)
+fingerprint | sorted(transitions)): => transitions):
+fingerprint | {key} {values.dtype} {values.shape} => {key} {values.shape}
+names_of_ends | "truncated", "truncateds" => "truncateds"
+names_of_ends | "terminated", "terminateds" => "terminateds"
+names_of_ends | if np.array_equal(ends, terminals): => if False:
+names_of_ends | ends & ~terminals) => ends)
+ends_that_mean_two_things | if not np.array_equal(ends, terminals | timeouts): => if False:
+ends_that_mean_two_things | if name in checked and not np.array_equal => if False and np.array_equal
+ends_that_mean_two_things | if missing == ["terminals"] and either: => if False:
+ends_that_mean_two_things | if others and "timeouts" not in checked: => if False:
+ends_that_mean_two_things | items |= {f"infos/{key}" => {f"infos/{key}"
+other_arrays_say_nothing | == math.prod(shape) > 1 => > 1
+other_arrays_say_nothing | "/" not in name and =>
+no_ends_at_all | if unending and => if False and
+no_ends_at_all | > spec.max_episode_steps:\n => >= spec.max_episode_steps:\n
+bad_arrays | if not ((values == 0) | (values == 1)).all(): => if False:
+bad_arrays | ((values == 0) | (values == 1)) => (values <= 1)
+bad_arrays | str(values.dtype)[:50] => str(values.dtype)
+bad_arrays | if values.ndim == 0: => if False:
+one_number_a_step | elif row == (1,) and values.ndim == 1: => elif False:
+files_of_other_formats | isinstance(file.get("episode_0"), h5py.Group) => False
+files_of_other_formats | ", ".join(arrays)[:150] => ", ".join(arrays)
+a_locked_file | if "unable to lock file" in reason: => if False:
+a_filter_that_is_not_installed | elif missing := _missing_filters(path): => elif missing := "":
+qlearning_dataset_equals_a_loop | keep = terminals | ~timeouts => keep = ~timeouts
+qlearning_dataset_equals_a_loop | keep[-1] = terminals[-1] => keep[-1] = False
+qlearning_dataset_equals_a_loop | keep[-1] = terminals[-1] => pass
+a_terminal_at_the_time_limit_is_kept | keep = terminals | ~timeouts => keep = ~timeouts
+next_observations_that_are_the_next_rows | rtol=1e-3, atol=1e-5 => rtol=0, atol=0
+next_observations_that_are_the_next_rows | and not _unmarked(checked).any(): => and False:
+unmarked_ends | terminals | ~timeouts | _gaps(dataset) => terminals | ~timeouts
+unmarked_ends | return _unmarked(dataset) | dataset => return dataset
+unmarked_ends | unmarked[-1] = False => pass
+a_next_observation_after_the_reset | terminals | ~timeouts | _gaps(dataset) => terminals | True
+a_next_observation_after_the_reset | terminals | ~timeouts | _gaps(dataset) => ~timeouts | _gaps(dataset)
+transitions_in_no_order | return _unmarked(dataset).sum() <= inside.sum() / 2 => return True
+warnings | margin = 1e-5 * (high - low) => margin = 0
+warnings | if outside > 0.1: => if False:
+warnings | elif low.max() < 0 <= actions.min() => elif False and actions.min()
+warnings | (rewards[0] == 0 or not terminals.any()) => True
+warnings | if terminals.mean() > 0.5: => if False:
+warnings | > 0.85 * distance => > 1.5 * distance
+warnings | side = "before" if before > after => side = "before" if before < after
+warnings | if 2 * here > max(before, after): => if here > 0:
+warnings_about_lengths | append=len(terminals) - 1) => append=ends[-1])
+warnings_about_lengths | terminals[ends] & (lengths => (lengths
 """,
     "runs": r"""
 settings_per_domain | env_id.startswith(begin) => env_id.endswith(begin)
