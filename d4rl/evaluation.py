@@ -227,7 +227,8 @@ def _play_here(envs: list[gymnasium.Env], act: Act, todo: list[int], seed: int) 
 def _rendering(env_id: str, h5path: str | Path | None) -> gymnasium.Env:
     """An environment that has rendered a frame."""
     if importlib.util.find_spec("moviepy") is None:
-        raise DatasetError("A video needs moviepy, which is missing: pip install moviepy")
+        advice = 'pip install -e "./d4rl[video]" in the clone.'
+        raise DatasetError(f"A video needs moviepy, which is missing: {advice}")
     try:
         env = make(env_id, h5path, render_mode="rgb_array")
         env.reset(seed=0)

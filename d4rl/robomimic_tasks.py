@@ -8,6 +8,7 @@ robosuite 1.5.2.
 import importlib.util
 import json
 import logging
+import re
 from pathlib import Path
 
 import gymnasium
@@ -23,17 +24,20 @@ ENVIRONMENTS = {
     "tool_hang": "ToolHang",
     "transport": "TwoArmTransport",
 }
-ROBOT_KEYS = ("eef_pos", "eef_quat", "gripper_qpos")
+ROBOT_KEYS = {"eef_pos": 3, "eef_quat": 4, "gripper_qpos": 2}
+
+RELATIVE = "pass a file whose actions are changes of the pose, scaled to [-1, 1]"
 
 
 def _name(spec: Task) -> str:
     return spec.env_id.removeprefix("robomimic/").rpartition("-")[0]  # robomimic/lift-ph: lift
 
 
-def _observation_keys(spec: Task) -> list[str]:
-    """Where an observation's entries come from, in order: each arm's end effector and gripper, then the objects."""
+def _observation_keys(spec: Task) -> dict[str, int]:
+    """Where an observation's entries come from, in order, and how many: each arm and gripper, then the objects."""
     arms = 2 if _name(spec) == "transport" else 1
-    return [f"robot{arm}_{key}" for arm in range(arms) for key in ROBOT_KEYS] + ["object"]
+    sizes = {f"robot{arm}_{key}": size for arm in range(arms) for key, size in ROBOT_KEYS.items()}
+    return sizes | {"object": spec.observation_size - sum(sizes.values())}
 
 
 # --- files ---
@@ -41,33 +45,132 @@ def read(spec: Task, path: Path) -> dict[str, np.ndarray]:
     """The demonstrations in the order of their numbers, one row per step, not yet checked.
 
     Returns:
-        observations and next_observations (N, observation size); actions (N, action size); rewards (N,): 1 at success;
-        terminals (N,): the same, because an episode ends at success (a demonstration may stay there for some rows);
-        timeouts (N,): the last row of each demonstration.
+        observations and next_observations (N, observation size); actions (N, action size); rewards (N,): 1 at success,
+        see `_success`; terminals (N,): the same, because an episode ends at success (a demonstration may stay there for
+        some rows); timeouts (N,): the last row of each demonstration.
+
+    A file without next_obs has the next row instead, but for the last row of a demonstration: it is dropped unless it
+    is a success, which needs no next observation.
     """
     with h5py.File(path) as file:
-        version = _environment_args(spec, path, file)["env_version"]
-        demonstrations = sorted(file["data"], key=lambda name: int(name.rpartition("_")[2]))
-        arrays = {"observations": [], "actions": [], "next_observations": [], "rewards": [], "timeouts": []}
-        for name in demonstrations:
-            group = file["data"][name]
-            for ours, theirs in (("observations", "obs"), ("next_observations", "next_obs")):
-                missing = [key for key in _observation_keys(spec) if f"{theirs}/{key}" not in group]
-                if missing:
-                    raise DatasetError(
-                        f"{path}: {name} lacks {theirs}/{missing[0]}; pass a low-dimensional file of robomimic's."
-                    )
-                arrays[ours].append(np.concatenate([group[theirs][key][()] for key in _observation_keys(spec)], axis=1))
-            arrays["actions"].append(group["actions"][()])
-            arrays["rewards"].append(group["rewards"][()])
-            arrays["timeouts"].append(np.arange(len(group["rewards"])) == len(group["rewards"]) - 1)
-    if not demonstrations:
-        raise DatasetError(f"{path} holds no demonstrations; pass a file that has some.")
-    arrays = {key: np.concatenate(parts) for key, parts in arrays.items()}
-    for key in ("observations", "next_observations"):
-        if version.startswith("1.4"):
-            arrays[key] = _as_robosuite_1_5(spec, arrays[key])
-    return arrays | {"terminals": arrays["rewards"] > 0}
+        old = _environment_args(spec, path, file)["env_version"].startswith("1.4")
+        groups = _demonstrations(path, file)
+        rewards, last, _ = _success(spec, path, groups)
+        arrays = {"actions": _joined(spec, path, groups, {"actions": spec.action_size})}
+        for name, prefix in (("observations", "obs"), ("next_observations", "next_obs")):
+            if name == "observations" or _has(groups, prefix):
+                keys = {f"{prefix}/{key}": size for key, size in _observation_keys(spec).items()}
+                arrays[name] = _joined(spec, path, groups, keys)
+                if old:
+                    arrays[name] = _as_robosuite_1_5(spec, arrays[name])
+    outside = (np.abs(arrays["actions"]) > 1.001).any(axis=1).mean()
+    if outside > 0.5:
+        problem = f"{100 * outside:.0f} % of the actions reach outside [-1, 1], as absolute poses do"
+        raise DatasetError(f"{path}: {problem}; {RELATIVE}.")
+    arrays |= {"rewards": rewards, "terminals": rewards > 0, "timeouts": last}
+    if "next_observations" not in arrays:
+        following = np.where(last, np.arange(len(last)), np.arange(1, len(last) + 1))
+        arrays["next_observations"] = arrays["observations"][following]
+        kept = ~last | (rewards > 0)
+        arrays["timeouts"] = last | np.append(~kept[1:], False)
+        arrays = {name: values[kept] for name, values in arrays.items()}
+    return arrays
+
+
+def remarks(spec: Task, path: Path) -> list[str]:
+    """What a user has to know of how a file is read, in sentences; none of robomimic's own files."""
+    with h5py.File(path) as file:
+        groups = _demonstrations(path, file)
+        rewards, last, remark = _success(spec, path, groups)
+        dropped = 0 if _has(groups, "next_obs") else (last & (rewards == 0)).sum()
+    sentences = [remark] if remark else []
+    if dropped:
+        sentences.append(f"there is no next_obs: {dropped} demonstrations without success at their end lose its row.")
+    return sentences
+
+
+def _numbered(name: str) -> list:
+    """By this, demo_2 comes before demo_10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def _demonstrations(path: Path, file: h5py.File) -> list[h5py.Group]:
+    """The groups in `data` that hold steps, in the order of the numbers in their names; others may stand beside."""
+    names = sorted(file["data"], key=_numbered)
+    groups = [file["data"][name] for name in names if isinstance(file["data"][name], h5py.Group)]
+    groups = [group for group in groups if "actions" in group or "obs" in group]
+    if not groups:
+        raise DatasetError(f"{path} holds no demonstrations (groups with actions); pass a file that has some.")
+    for group in groups:
+        if "actions" not in group:
+            raise DatasetError(f"{path}: {group.name} lacks actions; pass a low-dimensional file of robomimic's.")
+    return groups
+
+
+def _has(groups: list[h5py.Group], key: str) -> bool:
+    return any(key in group for group in groups)
+
+
+def _joined(spec: Task, path: Path, groups: list[h5py.Group], keys: dict[str, int]) -> np.ndarray:
+    """Arrays side by side and one demonstration below the other: (N, sum of their sizes)."""
+    demonstrations = []
+    for group in groups:
+        name, parts = group.name.rpartition("/")[2], []
+        for key, size in keys.items():
+            if not isinstance(group.get(key), h5py.Dataset):
+                raise DatasetError(f"{path}: {name} lacks {key}; pass a low-dimensional file of robomimic's.")
+            values, wanted = group[key][()], (len(group["actions"]), size)
+            if wanted == (*values.shape, 1):
+                values = values[:, None]
+            if values.shape != wanted or values.dtype.kind not in "biuf":
+                found = f"holds {values.dtype} of shape {values.shape}"
+                raise DatasetError(f"{path}: {name}/{key} {found}; {spec.env_id} needs numbers of shape {wanted}.")
+            parts.append(values)
+        demonstrations.append(np.concatenate(parts, axis=1))
+    return np.concatenate(demonstrations)
+
+
+def _success(spec: Task, path: Path, groups: list[h5py.Group]) -> tuple[np.ndarray, np.ndarray, str]:
+    """Rewards as the environment pays them, the last rows of the demonstrations, and how other rewards were read.
+
+    The environment pays 1 at success and nothing else, and that is what policies are scored by. robomimic's files say
+    the same, or have dense rewards beside `dones` at success. Files of other makers pay -1 and 0, or have no rewards
+    and say only with `dones` when the task was done.
+
+    Returns:
+        rewards (N,): 1 at success, else 0; last (N,), bool; a sentence, empty if these are the file's own rewards.
+    """
+
+    def column(key):
+        return _joined(spec, path, groups, {key: 1})[:, 0] if _has(groups, key) else None
+
+    last = np.concatenate([np.arange(len(group["actions"])) == len(group["actions"]) - 1 for group in groups])
+    rewards = column("rewards")
+    values = np.array([]) if rewards is None else np.unique(rewards)
+    if not np.isfinite(values).all() or values.tolist() == [0, 1]:
+        return rewards, last, ""  # (what is not finite is refused with the other arrays)
+    if len(values) == 2:
+        told = f"rewards are {values[0]:g} and {values[1]:g}: {values[1]:g} is read as success"
+        success = rewards == values[1]
+    else:
+        problem = "there are no rewards"
+        if len(values):
+            problem = f"rewards are {values[0]:.4g} to {values[-1]:.4g}, not 1 and 0"
+        advice = "write rewards of 1 at success and 0 elsewhere"
+        dones = column("dones")
+        if dones is None or not dones.any():
+            raise DatasetError(f"{path}: {problem}, and no dones mark success; {advice}.")
+        if not np.isin(dones, (0, 1)).all():
+            raise DatasetError(f"{path}: {problem}, and dones holds other values than 0 and 1; {advice}.")
+        told, success = f"{problem}: dones are read as success", dones == 1
+        before = success & ~last
+        if len(values) > 1 and success[last].all():  # they mark every end, and perhaps success before it
+            if not before.any():
+                raise DatasetError(f"{path}: {problem}, and dones only mark the ends; {advice}.")
+            success = before | (success & (rewards >= rewards[before].min()))
+    count = sum(part.any() for part in np.split(success, np.flatnonzero(last)[:-1] + 1))
+    remark = f"{told} (reward 1, else 0), which {count} of {len(groups)} demonstrations reach."
+    return success.astype(np.float32), last, remark
 
 
 def _as_robosuite_1_5(spec: Task, observations: np.ndarray) -> np.ndarray:
@@ -92,17 +195,38 @@ def _environment_args(spec: Task, path: Path, file: h5py.File) -> dict:
     """The file's env_name, env_version and env_kwargs, checked against the task."""
     try:
         args = json.loads(file["data"].attrs["env_args"])
-        found, version = args["env_name"], args["env_version"]
-    except (KeyError, TypeError, ValueError):
-        raise DatasetError(f"{path} has no environment arguments; pass a file in robomimic's format.") from None
+        found, controllers = args["env_name"], args["env_kwargs"].get("controller_configs")
+    except (AttributeError, KeyError, TypeError, ValueError):
+        problem = "has no environment arguments (env_name, env_version and env_kwargs in data.attrs['env_args'])"
+        raise DatasetError(f"{path} {problem}; pass a file in robomimic's format.") from None
     if found != ENVIRONMENTS[_name(spec)]:
         raise DatasetError(
             f"{path} was recorded in {found}, {spec.env_id} needs {ENVIRONMENTS[_name(spec)]}; "
             "did you mean another --env-id?"
         )
-    if not version.startswith(("1.4", "1.5")):
+    version = args.get("env_version")
+    if not version and "body_parts" in json.dumps(controllers):  # a form that came with 1.5
+        version = "1.5"
+    if not version:
+        advice = 'write it into data.attrs[\'env_args\'], as "env_version": "1.4.1"'
+        raise DatasetError(f"{path} does not say which version of robosuite recorded it; {advice}.")
+    if not str(version).startswith(("1.4", "1.5")):
         raise DatasetError(f"{path} was recorded with robosuite {version}; 1.4 and 1.5 can be read.")
-    return args
+    if _is_absolute(controllers):
+        problem = "holds actions that are absolute poses (control_delta false or input_type absolute)"
+        raise DatasetError(f"{path} {problem}; {RELATIVE}.")
+    return args | {"env_version": str(version)}
+
+
+def _is_absolute(controllers) -> bool:
+    """Whether any part of a controller's settings, however nested, takes absolute poses."""
+    if isinstance(controllers, list):
+        return any(map(_is_absolute, controllers))
+    if not isinstance(controllers, dict):
+        return False
+    if controllers.get("control_delta") is False or controllers.get("input_type") == "absolute":
+        return True
+    return any(map(_is_absolute, controllers.values()))
 
 
 # --- environment ---
@@ -120,12 +244,12 @@ class RobomimicEnv(gymnasium.Env):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
 
     def __init__(self, env_id: str, dataset_path: str | Path | None = None, render_mode: str | None = None):
-        from d4rl.data import dataset_file
+        from d4rl.data import dataset_file, readable
 
         spec = task(env_id)
         self.task_name = _name(spec)
         path = dataset_file(spec, dataset_path)
-        with h5py.File(path) as file:
+        with readable(path), h5py.File(path) as file:
             args = _environment_args(spec, path, file)
         kwargs = args["env_kwargs"] | {
             "has_renderer": False,
@@ -147,6 +271,9 @@ class RobomimicEnv(gymnasium.Env):
             constant = {"action_limits": robot.action_limits}
             robot.__class__ = type(robot.__class__.__name__, (robot.__class__,), constant)
         low, high = self.robosuite_env.action_spec
+        if np.any(low != -1) or np.any(high != 1):
+            problem = f"describes an environment whose actions are from {low.min():g} to {high.max():g}"
+            raise DatasetError(f"{path} {problem}; only -1 to 1 can be played.")
         self.action_space = gymnasium.spaces.Box(low.astype(np.float32), high.astype(np.float32))
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (spec.observation_size,), np.float64)
 
@@ -194,7 +321,8 @@ def _resize_cube(lift):
 def check_robosuite():
     """DatasetError if robosuite is missing."""
     if importlib.util.find_spec("robosuite") is None:
-        raise DatasetError("robomimic's tasks are played in robosuite, which is missing: pip install robosuite==1.5.2")
+        advice = 'pip install -e "./d4rl[robomimic]" in the clone.'
+        raise DatasetError(f"robomimic's tasks are played in robosuite, which is missing: {advice}")
 
 
 def _robosuite():

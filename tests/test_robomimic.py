@@ -112,29 +112,145 @@ def test_demonstrations(tmp_path):
         np.testing.assert_array_equal(values, data[key])
 
 
+def change(path: Path, changes: dict) -> Path:
+    """Put other arrays, or with None nothing, in the place of a file's own; "env_args" are its arguments."""
+    with h5py.File(path, "r+") as file:
+        for key, values in changes.items():
+            place = file["data"].attrs if key == "env_args" else file
+            if key in place:
+                del place[key]
+            if values is not None:
+                place[key] = json.dumps(values) if key == "env_args" else values
+    return path
+
+
+DENSE, BOTH = ([0.1, 0.4, 1, 1], [0.1, 0.2, 0.3]), [0, 0, 1, 1, 0, 0, 1]
+FIRST = [0, 0, 1, 1, 0, 0, 0]  # only the first of two demonstrations succeeds
+REWARDS = {  # of the two demonstrations, and their dones; which rows are success; what is said
+    "sparse": ([0, 0, 1, 1], [0, 0, 1], None, None, BOTH, ""),
+    "never": ([0, 0, 1, 1], [0, 0, 0], [0, 0, 0, 1], [0, 0, 1], FIRST, ""),
+    "dense": (*DENSE, [0, 0, 1, 1], [0, 0, 0], FIRST, "1 of 2"),
+    "ends": (*DENSE, [0, 0, 1, 1], [0, 0, 1], FIRST, "1 of 2"),
+    "late, dense": (DENSE[0], [0.1, 0.2, 1], [0, 0, 1, 1], [0, 0, 1], BOTH, "2 of 2"),
+    "costs": ([-1, -1, 0, 0], [-1, -1, -1], None, None, FIRST, "are -1 and 0: 0 is read as success"),
+    "scaled": ([0, 0, 100, 100], [0, 0, 100], None, None, BOTH, "are 0 and 100: 100 is read"),
+    "zeros": ([0] * 4, [0] * 3, [0, 0, 0, 1], [0, 0, 1], [0, 0, 0, 1, 0, 0, 1], "0 to 0, not 1 and 0: dones"),
+    "ones": ([1] * 4, [1] * 3, [0, 0, 1, 1], [0, 0, 0], FIRST, "rewards are 1 to 1"),
+    "none": (None, None, [0, 0, 1, 1], [0, 0, 1], BOTH, "there are no rewards: dones are read"),
+}
+
+
+def with_rewards(path: Path, *arrays) -> Path:
+    keys = [f"data/demo_{number}/{key}" for key in ("rewards", "dones") for number in (0, 1)]
+    return change(write(path, lengths=(4, 3)), dict(zip(keys, arrays, strict=True)))
+
+
+@pytest.mark.parametrize("case", REWARDS)
+def test_rewards_become_those_of_the_environment(case, tmp_path):
+    """1 at success, wherever a file says clearly when that is; it is told how that was read."""
+    *arrays, success, sentence = REWARDS[case]
+    path = with_rewards(tmp_path / "f.hdf5", *arrays)
+    data = d4rl.get_dataset("robomimic/lift-ph", path)
+    assert data["rewards"].tolist() == data["terminals"].tolist() == success
+    assert data["timeouts"].tolist() == [0, 0, 0, 1, 0, 0, 1]
+    said = robomimic_tasks.remarks(d4rl.task("robomimic/lift-ph"), path)
+    assert len(said) == bool(sentence) and sentence in "".join(said)
+
+
+ENDS, NO = ([0, 0, 0, 1], [0, 0, 1]), (None, None)
+UNCLEAR = {
+    "dense alone": (*DENSE, *NO, "rewards are 0.1 to 1, not 1 and 0, and no dones mark success"),
+    "dense, ends": (*DENSE, *ENDS, "dones only mark the ends; write rewards of 1 at success"),
+    "all zero": ([0] * 4, [0] * 3, [0] * 4, [0] * 3, "are 0 to 0, not 1 and 0, and no dones mark success"),
+    "nothing": (*NO, *NO, "there are no rewards, and no dones mark success; write rewards of 1 at"),
+    "numbers": (*NO, [0, 1, 2, 3], [0, 1, 2], "dones holds other values than 0 and 1"),
+    "nan": ([0, 0, 1, np.nan], [0, 0, 1], *ENDS, "rewards is NaN or infinite in 1 of 7 rows"),
+    "in one": ([0, 0, 1, 1], None, *ENDS, "demo_1 lacks rewards"),
+}
+
+
+@pytest.mark.parametrize("case", UNCLEAR)
+def test_rewards_that_do_not_say_success(case, tmp_path):
+    *arrays, sentence = UNCLEAR[case]
+    with pytest.raises(d4rl.DatasetError, match=sentence):
+        d4rl.get_dataset("robomimic/lift-ph", with_rewards(tmp_path / "f.hdf5", *arrays))
+
+
+def test_without_next_observations(tmp_path):
+    """A last row that is no success has no next state, and is dropped; a success needs none."""
+    path = with_rewards(tmp_path / "f.hdf5", [0, 0, 0, 0], [0, 0, 1], None, None)
+    whole = d4rl.get_dataset("robomimic/lift-ph", path)
+    change(path, {"data/demo_0/next_obs": None, "data/demo_1/next_obs": None})
+    data, rows = d4rl.get_dataset("robomimic/lift-ph", path), [0, 1, 2, 4, 5, 6]
+    for key in ("observations", "actions", "rewards", "terminals"):
+        np.testing.assert_array_equal(data[key], whole[key][rows])
+    np.testing.assert_array_equal(data["next_observations"][:5], whole["next_observations"][rows[:5]])
+    assert data["timeouts"].tolist() == [0, 0, 1, 0, 0, 1]
+    for key, values in d4rl.qlearning_dataset("robomimic/lift-ph", path).items():
+        np.testing.assert_array_equal(values, data[key])
+    (said,) = robomimic_tasks.remarks(d4rl.task("robomimic/lift-ph"), path)
+    assert "no next_obs: 1 demonstrations without success" in said
+
+
+def test_files_of_other_makers(tmp_path):
+    """Other names of demonstrations, groups beside them, no version of robosuite."""
+    path = write(tmp_path / "f.hdf5", lengths=(3, 2, 2))
+    usual = d4rl.get_dataset("robomimic/lift-ph", path)
+    with h5py.File(path, "r+") as file:
+        for number, name in enumerate(("ep2-run1", "ep2-run9", "ep2-run10")):
+            file["data"].move(f"demo_{number}", name)
+        file["data/statistics/mean"] = np.zeros(19)
+        file["data/note"] = 1
+        args = env_args("lift")
+        del args["env_version"]
+        file["data"].attrs["env_args"] = json.dumps(args)
+    for key, values in d4rl.get_dataset("robomimic/lift-ph", path).items():
+        np.testing.assert_array_equal(values, usual[key])
+    assert robomimic_tasks.remarks(d4rl.task("robomimic/lift-ph"), path) == []
+
+
+def controlled(version: str, **settings) -> dict:
+    """Arguments with other settings of the controller."""
+    args = json.loads(json.dumps(env_args("lift", version)))  # (a copy)
+    controller = args["env_kwargs"]["controller_configs"]
+    controller.get("body_parts", {"right": controller})["right"].update(settings)
+    return args
+
+
+NO_VERSION = {key: value for key, value in env_args("lift", "1.4.1").items() if key != "env_version"}
 DAMAGE = {  # what takes the place of what in a file, and what is said
     "key": ({"data/demo_1/obs/object": None}, "demo_1 lacks obs/object; pass a low-dimensional file"),
     "next": ({"data/demo_0/next_obs": None}, "demo_0 lacks next_obs/robot0_eef_pos"),
     "nan": ({"data/demo_0/obs/object": np.full((3, 10), np.nan)}, "observations is NaN .* in 3 of 5 rows"),
-    "actions": ({"data/demo_0/actions": np.zeros((3, 6))}, "is incomplete or damaged"),
+    "size": (
+        {"data/demo_0/actions": np.zeros((3, 6))},
+        r"demo_0/actions .* \(3, 6\); .* \(3, 7\)",
+    ),
+    "hand": (
+        {"data/demo_0/obs/robot0_gripper_qpos": np.zeros((3, 6))},
+        "demo_0/obs/robot0_gripper_qpos",
+    ),
+    "rows": ({"data/demo_1/obs/object": np.zeros((3, 10))}, r"demo_1/obs/object .* \(3, 10\); .* \(2, 10\)"),
+    "text": ({"data/demo_1/actions": np.full((2, 7), b"x")}, r"demo_1/actions holds \|S1 of shape"),
+    "actions": ({"data/demo_1/actions": None}, "demo_1 lacks actions"),
     "demonstrations": ({"data/demo_0": None, "data/demo_1": None}, "holds no demonstrations"),
     "args": ({"env_args": None}, "has no environment arguments"),
+    "data": ({"data": None}, "has no environment arguments"),
+    "kwargs": ({"env_args": {"env_name": "Lift", "env_kwargs": None}}, "has no environment arguments"),
     "version": ({"env_args": env_args("lift", "1.2.0")}, "robosuite 1.2.0; 1.4 and 1.5 can be read"),
+    "no version": ({"env_args": NO_VERSION}, "does not say which version of robosuite recorded it; write it"),
     "task": ({"env_args": env_args("can")}, "in PickPlaceCan, robomimic/lift-ph needs Lift; did you mean"),
+    "absolute": ({"env_args": controlled("1.5.1", input_type="absolute")}, "absolute poses .* pass a file"),
+    "not delta": ({"env_args": controlled("1.4.1", control_delta=False)}, "actions that are absolute poses"),
+    "pi": ({"data/demo_0/actions": np.full((3, 7), 3.1)}, r"60 % of the actions reach outside \[-1, 1\], as"),
 }
 
 
 @pytest.mark.parametrize(("changes", "sentence"), DAMAGE.values(), ids=DAMAGE)
 def test_damaged_files(changes, sentence, tmp_path):
-    path = write(tmp_path / "f.hdf5")
-    with h5py.File(path, "r+") as file:
-        for key, values in changes.items():
-            place = file["data"].attrs if key == "env_args" else file
-            del place[key]
-            if values is not None:
-                place[key] = json.dumps(values) if key == "env_args" else values
-    with pytest.raises(d4rl.DatasetError, match=sentence):
-        d4rl.get_dataset("robomimic/lift-ph", path)
+    with pytest.raises(d4rl.DatasetError, match=sentence) as error:
+        d4rl.get_dataset("robomimic/lift-ph", change(write(tmp_path / "f.hdf5"), changes))
+    assert "\n" not in str(error.value)
 
 
 # --- environments ---
@@ -250,7 +366,9 @@ def test_robosuite_is_needed_only_for_the_environment(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # as if it were not installed
     assert len(d4rl.get_dataset("robomimic/lift-ph", path)["rewards"]) == 5
     for use in (d4rl.playable_task, lambda env_id: d4rl.make(env_id, path)):
-        with pytest.raises(d4rl.DatasetError, match="is missing: pip install robosuite==1.5.2"):
+        with pytest.raises(
+            d4rl.DatasetError, match=r'is missing: pip install -e "./d4rl\[robomimic\]" in the clone'
+        ):
             use("robomimic/lift-ph")
 
 
