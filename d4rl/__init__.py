@@ -36,6 +36,7 @@ from d4rl.data import (
 from d4rl.evaluation import evaluate, make, playable_task
 from d4rl.tasks import TASKS, DatasetError, Task, UsageError, task
 
+__version__ = "1.4.0"
 __all__ = [
     "DatasetError",
     "Spaces",

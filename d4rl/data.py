@@ -28,6 +28,7 @@ OTHER_NAMES = {  # that files of other makers have for these arrays
     "next_observations": ("next_obs", "next_observation", "next_states"),
 }
 EITHER_END = ("done", "dones", "episode_ends")  # ended by the environment or cut off
+KNOWN = {*REQUIRED, *OTHER_NAMES, *EITHER_END}.union(*OTHER_NAMES.values())
 ENDS = re.compile(
     r"termin|trunc|time.?(out|limit|step)|episode|traj|(^|[^a-z])(dones?|ends?|first|last|starts?|steps?)([^a-z]|$)",
     re.IGNORECASE,
@@ -201,10 +202,9 @@ def _read(spec: Task, path: Path) -> dict[str, np.ndarray]:
             items = dict(file.items())
             if isinstance(items.get("infos"), h5py.Group):
                 items |= {f"infos/{key}": item for key, item in file["infos"].items()}
-            known = {*REQUIRED, *OTHER_NAMES, *EITHER_END}.union(*OTHER_NAMES.values())
             arrays = {}
             for key, item in items.items():
-                read = isinstance(item, h5py.Dataset) and (key in known or _tells_ends(key, item.shape))
+                read = isinstance(item, h5py.Dataset) and (key in KNOWN or _tells_ends(key, item.shape))
                 arrays[key] = item[()] if read else None
             return arrays
 
@@ -226,6 +226,9 @@ def _checked(spec: Task, arrays: dict[str, np.ndarray], source: str) -> dict[str
     if missing == ["terminals"] and either:
         problem = f"{either[0]} without terminals does not say which episodes were only cut off"
         raise DatasetError(f"{source}: {problem}; write terminals and timeouts instead.")
+    for key in sorted(KNOWN & arrays.keys()):
+        if arrays[key] is None:  # _read has found it, but no values
+            raise DatasetError(f"{source}: {key} is a group of arrays or a link to nothing; write one array.")
     if missing:
         found = ", ".join(arrays)[:150] or "nothing"
         missing = ", ".join(missing)
@@ -458,37 +461,47 @@ def warnings_about(env_id: str, dataset: dict[str, np.ndarray], h5path: str | Pa
 
     `dataset` is what `get_dataset` returns, `h5path` the file that it is from, if it is not the task's own.
     """
-    spec, (low, high) = task(env_id), action_bounds(env_id, dataset)
-    actions, rewards, terminals = dataset["actions"], dataset["rewards"], dataset["terminals"]
+    spec = task(env_id)
     sentences = ["rows do not follow each other: transitions are right, but returns of episodes are not known."]
     if is_ordered(env_id, dataset):
         sentences = _about_ends(spec, dataset) + (_about_order(spec, dataset) if not spec.knows_next else [])
-    outside = outside_share(actions, low, high)
-    if outside > 0.1:
-        sentences.append(
-            f"{100 * outside:.0f} % of the actions are outside of the environment's action space, which cuts them off "
-            f"({_range(actions)} in the data, {_range(low, high)} there): are they in other units?"
-        )
-    elif high.min() > 1.5 and low.max() < -1.5 and 0.95 < np.abs(actions).max() <= 1:
-        sentences.append(f"actions go from -1 to 1, but the environment's from {_range(low, high)}: other units?")
-    elif low.max() < 0 <= actions.min() and actions.max() <= 1:
-        sentences.append(f"actions go from 0 to 1, but the environment's from {_range(low, high)}: other units?")
-    if np.ptp(rewards) == 0 and (rewards[0] == 0 or not terminals.any()):
-        sentences.append(f"all rewards are {rewards[0]:g}: nothing but imitation can be learned from them.")
+    sentences += _about_values(dataset, *action_bounds(env_id, dataset))
     try:
         return sentences + evaluation.compare(env_id, dataset, h5path)
     except DatasetError as error:  # a file can be looked into without its simulator
         return [*sentences, f"the data was not compared with the environment: {error}"]
 
 
+def _about_values(dataset: dict[str, np.ndarray], low: np.ndarray, high: np.ndarray) -> list[str]:
+    """Sentences on values that are not what the environment would have: `low` and `high` bound its actions."""
+    sentences = []
+    observations, actions, rewards = dataset["observations"], dataset["actions"], dataset["rewards"]
+    space = f"{low.min():.4g} to {high.max():.4g}"
+    outside = outside_share(actions, low, high)
+    if outside > 0.1:
+        problem = f"{100 * outside:.0f} % of the actions are outside of the environment's action space, which cuts them"
+        values = f"{actions.min():.4g} to {actions.max():.4g} in the data, {space} there"
+        sentences.append(f"{problem} off ({values}): are they in other units?")
+    elif high.min() > 1.5 and low.max() < -1.5 and 0.95 < np.abs(actions).max() <= 1:
+        sentences.append(f"actions go from -1 to 1, but the environment's from {space}: other units?")
+    elif low.max() < 0 <= actions.min() and actions.max() <= 1:
+        sentences.append(f"actions go from 0 to 1, but the environment's from {space}: other units?")
+    mean, std = observations.mean(axis=0), observations.std(axis=0)
+    if len(mean) > 1 and (np.abs(mean) < 0.2).all() and (np.abs(std - 1) < 0.2).all():
+        problem = "every entry of an observation has mean 0 and standard deviation 1"
+        sentences.append(f"{problem}: if they were normalised, the environment's are not.")
+    unwritten = np.count_nonzero(~(observations.any(axis=1) | actions.any(axis=1)))
+    if unwritten > 1:
+        sentences.append(f"{unwritten:,} rows are 0 in all observations and actions: were they never written?")
+    if np.ptp(rewards) == 0 and (rewards[0] == 0 or not dataset["terminals"].any()):
+        sentences.append(f"all rewards are {rewards[0]:g}: nothing but imitation can be learned from them.")
+    return sentences
+
+
 def outside_share(actions: np.ndarray, low: np.ndarray, high: np.ndarray) -> float:
     """Of the rows, the part that reaches outside the action space by more than rounding."""
     margin = 1e-5 * (high - low)
     return float(((actions < low - margin) | (actions > high + margin)).any(axis=1).mean())
-
-
-def _range(low: np.ndarray, high: np.ndarray | None = None) -> str:
-    return f"{low.min():.4g} to {(low if high is None else high).max():.4g}"
 
 
 def _about_ends(spec: Task, dataset: dict[str, np.ndarray]) -> list[str]:

@@ -62,6 +62,11 @@ def test_missing_and_bad_files(fails, tmp_path, monkeypatch):
     equal = dataset(tmp_path / "equal.hdf5", rewards=np.zeros(300))
     said = fails("saq_iql", "--env-id", HOPPER, "--dataset-path", equal, "--normalize-rewards")
     assert "--no-normalize-rewards" in said or "--reward-scale" in said
+    shuffled = dataset(tmp_path / "shuffled.hdf5", next_observations=np.zeros((300, 11)))
+    said = fails("baselines/cql", "--env-id", HOPPER, "--dataset-path", shuffled, "--normalize-rewards")
+    assert "returns of episodes are not known: give --no-normalize-rewards and a --reward-scale" in said
+    endless = dataset(tmp_path / "endless.hdf5", rows=1001, terminals=np.zeros(1001), timeouts=np.zeros(1001))
+    assert "no row of 1,001 ends an episode" in fails("saq_bc", "--env-id", HOPPER, "--dataset-path", endless)
 
 
 def test_runs_dir_that_is_a_file(fails, finished, tmp_path):

@@ -68,6 +68,24 @@ def test_tasks(tmp_path, monkeypatch):
             d4rl.task(wrong)
 
 
+def test_ids_of_what_is_no_task(tmp_path, monkeypatch):
+    """An environment of Gymnasium's; a dataset of Minari's without a namespace, which has to move."""
+    for env_id in ("Pendulum-v1", "HalfCheetah-v4"):
+        with pytest.raises(
+            DatasetError, match=f'{env_id} is an environment.*with Minari.*"Add a task" in docs'
+        ):
+            d4rl.task(env_id)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    with pytest.raises(
+        DatasetError, match="no task 'odd-v0'.*an id of Minari's has a namespace, as my/own-v0"
+    ):
+        d4rl.task("odd-v0")
+    (tmp_path / "odd-v0" / "data").mkdir(parents=True)
+    moved = f"needs a namespace here: move {tmp_path}/odd-v0 to {tmp_path}/my/odd-v0, and give my/odd-v0"
+    with pytest.raises(DatasetError, match=moved):
+        d4rl.task("odd-v0")
+
+
 def test_normalized_score_is_a_fraction():
     np.testing.assert_allclose(d4rl.get_normalized_score(HOPPER, [-20.272305, 3234.3]), [0, 1])
     np.testing.assert_allclose(d4rl.get_normalized_score(PEN, [96.262799, 3076.8331017826877]), [0, 1])
@@ -195,6 +213,13 @@ def test_files_of_other_formats(tmp_path):
         with pytest.raises(DatasetError, match=f"{path}.*{message}") as error:
             d4rl_data.get_dataset(HOPPER, write(path, contents))
         assert len(str(error.value)) < 300 + len(str(path))
+    for key in ("observations", "timeouts", "next_observations"):
+        parts = {f"{key}/position": np.zeros(9), f"{key}/velocity": np.zeros(9)}
+        plain = {name: values for name, values in arrays(9).items() if name != key}
+        with pytest.raises(
+            DatasetError, match=f"{path}: {key} is a group of arrays or a link to nothing; write"
+        ):
+            d4rl_data.get_dataset(HOPPER, write(path, plain | parts))
     with h5py.File(path, "w") as file:
         file.create_group("data").attrs["env_args"] = "{}"
     with pytest.raises(DatasetError, match="is in robomimic's format: give an id of robomimic's as --env-id"):
@@ -544,6 +569,14 @@ UNLIKELY = {
     "actions beyond": ({"actions": np.tile([0, 0, 1.01], (1000, 1))}, ["100 % of the actions are outside"]),
     "rounded actions": ({"actions": np.tile([0, -1, 1.000001], (1000, 1))}, []),
     "actions from 0": ({"actions": np.tile([0, 0.5, 1], (1000, 1))}, ["actions go from 0 to 1, but"]),
+    "normalised": (
+        {"observations": arrays(1000)["observations"]},
+        ["a row is", "every entry of an observation"],
+    ),
+    "unwritten": (
+        {key: values * (STEP < 990)[:, None] for key, values in sound().items() if values.ndim == 2},
+        ["10 rows are 0 in all observations and actions"],
+    ),
     "rewards 0": ({"rewards": np.zeros(1000)}, ["all rewards are 0: nothing but imitation"]),
     "rewards 1": ({"rewards": np.ones(1000)}, []),  # a terminal ends them
     "not done": ({"terminals": STEP % 50 != 49}, ["980 of 1,000 rows are terminals"]),
