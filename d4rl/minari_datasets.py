@@ -36,8 +36,11 @@ def task(env_id: str) -> Task:
     dataset = _load(env_id)
     for name, space in (("observations", dataset.observation_space), ("actions", dataset.action_space)):
         for part in _parts(space, space):
-            if not isinstance(part, spaces.Box) or part.dtype == np.uint8:
-                kind = "images (Box of uint8)" if isinstance(part, spaces.Box) else type(part).__name__
+            kind = type(part).__name__
+            if isinstance(part, spaces.Box):
+                whole = name == "actions" and part.dtype.kind != "f"  # a policy's actions would be cut to these
+                kind = "images (Box of uint8)" if part.dtype == np.uint8 else f"whole numbers ({part.dtype})" * whole
+            if kind:
                 raise DatasetError(f"{env_id}: {name} hold {kind}; choose a dataset whose {name} are numbers (Box).")
     horizon = _environment(dataset).get("max_episode_steps")
     if not horizon:
@@ -73,8 +76,8 @@ def read(env_id: str) -> dict[str, np.ndarray]:
 
     Returns:
         observations, next_observations (N, observation size), actions (N, action size) and rewards (N,), float32;
-        terminals (N,), bool: the environment ended the episode at this row; timeouts (N,), bool: the last row of every
-        episode that it did not end, whatever cut it off.
+        terminals (N,), bool: the environment ended the episode at this row, even if a time limit did so too; timeouts
+        (N,), bool: the last row of every episode that it did not end, whatever cut it off.
 
     Raises:
         DatasetError: as `task`, or no episodes.
@@ -85,10 +88,12 @@ def read(env_id: str) -> dict[str, np.ndarray]:
         for episode in dataset.iterate_episodes():
             observations = _join(dataset.observation_space, episode.observations)  # (T + 1, observation size)
             actions = _join(dataset.action_space, episode.actions)
-            rewards, terminals = np.asarray(episode.rewards, np.float32), np.asarray(episode.terminations, bool)
+            rewards, terminals = np.asarray(episode.rewards, np.float32), np.asarray(episode.terminations)
             steps = len(rewards)
             if [len(observations), len(actions), len(terminals)] != [steps + 1, steps, steps]:
                 raise ValueError(f"episode {episode.id} has {len(observations)} observations for {steps} steps")
+            if terminals[:-1].any():
+                raise ValueError(f"episode {episode.id} goes on after its termination")
             timeouts = np.zeros(steps, bool)
             timeouts[-1] = not terminals[-1]
             parts.append((observations[:-1], actions, observations[1:], rewards, terminals, timeouts))
@@ -144,8 +149,10 @@ def _load(env_id: str):
         local = _folder(env_id).exists()
         return minari.load_dataset(env_id) if local else _download(env_id)
     except ImportError as error:
-        advice = 'pip install "minari[hdf5,hf]" (or another extra that it asks for).'
-        raise DatasetError(f"{env_id} is one of Minari's datasets, and {reason(error)}: {advice}") from error
+        problem = f"{env_id} is one of Minari's datasets, and {reason(error)}"
+        if "pip install" in problem:  # it says itself which of its extras it needs
+            raise DatasetError(f"{problem}.") from error
+        raise DatasetError(f'{problem}: pip install -e "./d4rl[minari]" in the clone.') from error
     except DatasetError:
         raise
     except Exception as error:  # file system, JSON, asserts of Minari

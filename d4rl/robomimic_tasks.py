@@ -2,7 +2,7 @@
 
 A file (`low_dim_v15.hdf5`) holds one group per demonstration in `data`, and in `data.attrs["env_args"]` the arguments
 that build its environment. Robomimic itself (Mandlekar et al. 2021, arXiv 2108.03298) is not needed. Checked with
-robosuite 1.5.2.
+robosuite 1.5.1 and 1.5.2.
 """
 
 import importlib.util
@@ -10,6 +10,7 @@ import json
 import logging
 import re
 from pathlib import Path
+from unittest import mock
 
 import gymnasium
 import h5py
@@ -283,7 +284,9 @@ class RobomimicEnv(gymnasium.Env):
         self.robosuite_env.rng.bit_generator.state = generator.bit_generator.state  # robosuite shares this object
         if self.task_name == "lift":
             _resize_cube(self.robosuite_env)
-        self.robosuite_env.reset()
+        rng = self.robosuite_env.rng  # robosuite 1.5.1 draws from np.random what 1.5.2 draws from this
+        with mock.patch.multiple(np.random, uniform=rng.uniform, randn=rng.standard_normal, rand=rng.random):
+            self.robosuite_env.reset()
         # The first observation has zeros for poses that are relative to the gripper, until asked once more.
         return self._observation(self.robosuite_env._get_observations(force_update=True)), {"success": False}
 

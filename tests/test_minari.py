@@ -153,6 +153,22 @@ def test_nested_observations_by_hand():
         assert data[key].dtype == values.dtype and data[key].shape == values.shape
 
 
+def test_how_episodes_end():
+    """The environment's end counts, also with a time limit on the same step."""
+    env = gymnasium.make("Drift-v0")
+    episode = play(env, 0, drift(0, 3))
+    buffers = []
+    for terminated, truncated in [(False, False), (False, True), (True, False), (True, True)]:
+        flags = {"terminations": [False, False, terminated], "truncations": [False, False, truncated]}
+        buffers.append(buffer(episode, **flags))
+    minari.create_dataset_from_buffers("my/ends-v0", buffers, env=env)
+    data = d4rl.get_dataset("my/ends-v0")
+    assert data["terminals"][2::3].tolist() == [False, False, True, True]
+    assert data["timeouts"][2::3].tolist() == [True, True, False, False]
+    assert data["terminals"].sum() == data["timeouts"].sum() == 2
+    assert len(d4rl.qlearning_dataset("my/ends-v0")["rewards"]) == 12
+
+
 def replay_equals_data(env_id: str):
     """Seeds 0, 1, ... and the data's actions give the data's rows again, element by element."""
     env, data, seed, over = minari_datasets.make(env_id), d4rl.get_dataset(env_id), 0, True
@@ -245,13 +261,24 @@ def test_unknown_ids(folder):
 
 def test_minari_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "minari", None)
-    assert 'pip install "minari[hdf5,hf]"' in only_sentence(d4rl.task, "my/drift-v0")
+    assert 'halted; None in sys.modules: pip install -e "./d4rl[minari]"' in only_sentence(
+        d4rl.task, "my/drift-v0"
+    )
+
+
+def test_a_part_of_minari_missing(monkeypatch):
+    """It says itself which one."""
+    record_drift("my/drift-v0")
+    asks = "pyarrow is not installed. Please install it using `pip install minari[arrow]`"
+    monkeypatch.setattr(minari, "load_dataset", lambda env_id: exec(f"raise ImportError('{asks}')"))
+    assert only_sentence(d4rl.task, "my/drift-v0").endswith(f"and {asks}.")
 
 
 def test_spaces_that_are_not_numbers():
     numbers, image = spaces.Box(-1, 1, (2,)), spaces.Box(0, 255, (40, 40, 3), np.uint8)
     odd = {
         "actions hold Discrete": (numbers, spaces.Discrete(3)),
+        "actions hold whole numbers (int64)": (numbers, spaces.Box(-3, 3, (2,), np.int64)),
         "observations hold Text": (spaces.Dict(a=numbers, b=spaces.Text(5)), numbers),
         "observations hold images": (spaces.Dict(a=numbers, b=image), numbers),
         "names no environment": (numbers, numbers),
@@ -293,6 +320,12 @@ def test_episodes_that_do_not_fit():
     short = buffer(episode, observations=episode["observations"][:-1])  # not Minari's T + 1
     minari.create_dataset_from_buffers("my/short-v0", [buffer(episode), short], env=env)
     assert "episode 1 has 3 observations for 3 steps" in only_sentence(minari_datasets.read, "my/short-v0")
+    goes_on = buffer(episode, terminations=[False, True, False])
+    minari.create_dataset_from_buffers("my/on-v0", [buffer(episode), goes_on], env=env)
+    assert "episode 1 goes on after its termination" in only_sentence(minari_datasets.read, "my/on-v0")
+    flags = buffer(episode, terminations=[0.0, 0.0, 0.5])
+    minari.create_dataset_from_buffers("my/half-v0", [flags], env=env)
+    assert "terminals holds 0.5" in only_sentence(d4rl.get_dataset, "my/half-v0")
     minari.create_dataset_from_buffers("my/empty-v0", [], env=env)
     assert "cannot be read" in only_sentence(minari_datasets.read, "my/empty-v0")
 
