@@ -121,8 +121,6 @@ def check(args: argparse.Namespace):
     spec, dataset = task(args.env_id), get_dataset(args.env_id, args.file)
     transitions = len(qlearning_dataset(args.env_id, dataset=dataset)["rewards"])
     terminals, timeouts = dataset["terminals"], _timeouts(spec, dataset)
-    low, high = action_bounds(args.env_id, dataset)
-    outside = 100 * outside_share(dataset["actions"], low, high)
     counted = f" (not in the file: counted every {spec.max_episode_steps} steps)"
     if "timeouts" in dataset or "next_observations" in dataset:
         counted = ""
@@ -140,10 +138,19 @@ def check(args: argparse.Namespace):
     print(f"terminals     {terminals.sum():,}")
     print(f"rewards       {_spread(dataset['rewards'])}")
     print(f"observations  {_range(dataset['observations'])}")
-    space = f"[{low.min():g}, {high.max():g}]"
-    print(f"actions       {_range(dataset['actions'])}; {outside:.2f} % of the rows reach outside {space}")
+    print(f"actions       {_range(dataset['actions'])}{_outside(args.env_id, dataset)}")
     for sentence in warnings_about(args.env_id, dataset, args.file):
         print(f"warning: {sentence}")
+
+
+def _outside(env_id: str, dataset: dict[str, np.ndarray]) -> str:
+    """By the bounds of the environment, if it can be built here."""
+    try:
+        low, high = action_bounds(env_id, dataset)
+    except DatasetError:
+        return ""
+    percent = 100 * outside_share(dataset["actions"], low, high)
+    return f"; {percent:.2f} % of the rows reach outside [{low.min():g}, {high.max():g}]"
 
 
 def _spread(values: np.ndarray) -> str:

@@ -224,7 +224,7 @@ def _checked(spec: Task, arrays: dict[str, np.ndarray], source: str) -> dict[str
     either = [key for key in EITHER_END if key in given]
     missing = [name for name in REQUIRED if name not in names.values()]
     if missing == ["terminals"] and either:
-        problem = f"{either[0]} without terminals does not say which episodes were only cut off"
+        problem = f"{either[0]} alone may mean that an episode ended or that it was cut off"
         raise DatasetError(f"{source}: {problem}; write terminals and timeouts instead.")
     for key in sorted(KNOWN & arrays.keys()):
         if arrays[key] is None:  # _read has found it, but no values
@@ -465,27 +465,21 @@ def warnings_about(env_id: str, dataset: dict[str, np.ndarray], h5path: str | Pa
     sentences = ["rows do not follow each other: transitions are right, but returns of episodes are not known."]
     if is_ordered(env_id, dataset):
         sentences = _about_ends(spec, dataset) + (_about_order(spec, dataset) if not spec.knows_next else [])
-    sentences += _about_values(dataset, *action_bounds(env_id, dataset))
+    sentences += _about_values(dataset)
     try:
+        sentences += _about_actions(dataset["actions"], *action_bounds(env_id, dataset))
         return sentences + evaluation.compare(env_id, dataset, h5path)
     except DatasetError as error:  # a file can be looked into without its simulator
         return [*sentences, f"the data was not compared with the environment: {error}"]
 
 
-def _about_values(dataset: dict[str, np.ndarray], low: np.ndarray, high: np.ndarray) -> list[str]:
-    """Sentences on values that are not what the environment would have: `low` and `high` bound its actions."""
-    sentences = []
+def _about_values(dataset: dict[str, np.ndarray]) -> list[str]:
+    """Sentences on values that hardly any task has."""
     observations, actions, rewards = dataset["observations"], dataset["actions"], dataset["rewards"]
-    space = f"{low.min():.4g} to {high.max():.4g}"
-    outside = outside_share(actions, low, high)
-    if outside > 0.1:
-        problem = f"{100 * outside:.0f} % of the actions are outside of the environment's action space, which cuts them"
-        values = f"{actions.min():.4g} to {actions.max():.4g} in the data, {space} there"
-        sentences.append(f"{problem} off ({values}): are they in other units?")
-    elif high.min() > 1.5 and low.max() < -1.5 and 0.95 < np.abs(actions).max() <= 1:
-        sentences.append(f"actions go from -1 to 1, but the environment's from {space}: other units?")
-    elif low.max() < 0 <= actions.min() and actions.max() <= 1:
-        sentences.append(f"actions go from 0 to 1, but the environment's from {space}: other units?")
+    sentences = []
+    for name, values in (("observations", observations), ("actions", actions)):
+        if np.array_equal(values, np.rint(values)):
+            sentences.append(f"all {name} are whole numbers: were they rounded?")
     mean, std = observations.mean(axis=0), observations.std(axis=0)
     if len(mean) > 1 and (np.abs(mean) < 0.2).all() and (np.abs(std - 1) < 0.2).all():
         problem = "every entry of an observation has mean 0 and standard deviation 1"
@@ -496,6 +490,21 @@ def _about_values(dataset: dict[str, np.ndarray], low: np.ndarray, high: np.ndar
     if np.ptp(rewards) == 0 and (rewards[0] == 0 or not dataset["terminals"].any()):
         sentences.append(f"all rewards are {rewards[0]:g}: nothing but imitation can be learned from them.")
     return sentences
+
+
+def _about_actions(actions: np.ndarray, low: np.ndarray, high: np.ndarray) -> list[str]:
+    """A sentence on actions that do not fit the bounds of the environment's."""
+    space = f"{low.min():.4g} to {high.max():.4g}"
+    outside = outside_share(actions, low, high)
+    if outside > 0.1:
+        problem = f"{100 * outside:.0f} % of the actions are outside of the environment's action space, which cuts them"
+        values = f"{actions.min():.4g} to {actions.max():.4g} in the data, {space} there"
+        return [f"{problem} off ({values}): are they in other units?"]
+    if high.min() > 1.5 and low.max() < -1.5 and 0.95 < np.abs(actions).max() <= 1:
+        return [f"actions go from -1 to 1, but the environment's from {space}: other units?"]
+    if low.max() < 0 <= actions.min() and actions.max() <= 1:
+        return [f"actions go from 0 to 1, but the environment's from {space}: other units?"]
+    return []
 
 
 def outside_share(actions: np.ndarray, low: np.ndarray, high: np.ndarray) -> float:

@@ -189,6 +189,18 @@ def test_check_by_the_bounds_of_the_environment(cli, tmp_path, monkeypatch):
     assert said["actions"] == "-4 to 4; constant columns: none; 50.00 % of the rows reach outside [-2, 2]"
 
 
+def test_check_without_the_environment(cli, tmp_path, monkeypatch):
+    """A file can be looked into where its simulator cannot be used."""
+    monkeypatch.setitem(tasks.TASKS, "lost-v0", dataclasses.replace(d4rl.task(HOPPER), env_id="lost-v0"))
+    monkeypatch.setitem(
+        gymnasium.registry, "lost-v0", gymnasium.envs.registration.EnvSpec("lost-v0", "nowhere:Env")
+    )
+    code, out, err = cli("check", dataset(tmp_path / "mine.hdf5"), "--env-id", "lost-v0")
+    assert (code, err) == (0, "") and lines(out)["actions"].endswith("constant columns: none")
+    last = out.splitlines()[-1]
+    assert last.startswith("warning: the data was not compared with the environment") and "nowhere" in last
+
+
 def test_check_the_tasks_own_file(cli):
     said = lines(cli("check", "--env-id", DEMOS)[1])
     assert said["returns"] == "432 to 444, mean 440; the mean is a score of 100.0"

@@ -433,7 +433,8 @@ a_next_observation_after_the_reset | terminals | ~timeouts | _gaps(dataset) => ~
 transitions_in_no_order | return _unmarked(dataset).sum() <= inside.sum() / 2 => return True
 warnings | margin = 1e-5 * (high - low) => margin = 0
 warnings | if outside > 0.1: => if False:
-warnings | elif low.max() < 0 <= actions.min() => elif False and actions.min()
+warnings | if low.max() < 0 <= actions.min() => if False
+warnings | np.array_equal(values, np.rint(values)) => False
 warnings | (rewards[0] == 0 or not dataset["terminals"].any()) => True
 warnings | if unwritten > 1: => if False:
 warnings | (np.abs(std - 1) < 0.2).all() => False
