@@ -174,6 +174,8 @@ def _respond(env: gymnasium.Env, message: int | np.ndarray) -> tuple[np.ndarray,
         space = env.action_space
         obs, reward, terminated, truncated, _ = env.step(np.clip(message, space.low, space.high))
         over = terminated or truncated
+    obs = np.asarray(obs)
+    obs = obs if obs.dtype.kind == "f" else obs.astype(float)
     if not (np.isfinite(obs).all() and np.isfinite(reward)):
         raise UsageError(f"{env} gave an observation or a reward that is NaN or infinite: its episodes have no score.")
     return obs, reward, over

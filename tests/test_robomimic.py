@@ -1,10 +1,9 @@
-"""robomimic's files and environments, and the evaluation that is spread over processes."""
+"""robomimic's files and environments."""
 
 import json
 import os
 import subprocess
 import sys
-import time
 import venv
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,10 +12,10 @@ import gymnasium
 import h5py
 import numpy as np
 import pytest
-from common import HOPPER, ROOT, play, run, tiny
+from common import play, run, tiny
 
 import d4rl
-from d4rl import evaluation, robomimic_tasks
+from d4rl import robomimic_tasks
 
 STANDINS = os.environ.get("SAQ_STANDIN_DIR", "")
 standins = pytest.mark.skipif(not STANDINS, reason="SAQ_STANDIN_DIR names no folder with stand-in datasets")
@@ -373,91 +372,28 @@ def test_robosuite_is_needed_only_for_the_environment(tmp_path, monkeypatch):
 
 
 # --- evaluation ---
-def act(observations, uniform):
-    """A policy that depends on both of its inputs."""
-    return np.sin(3 * observations[:, :3]) + uniform[:, None] - 0.5
+REFUSED = [  # arguments of the environment, and what is said
+    ({"wings": 2}, "cannot be built here .*wings.*; look at env_kwargs in the file's env_args"),
+    ({"robots": ["Heron"]}, "cannot be built here .*Heron.*; look at env_kwargs"),
+    ({"controller_configs": OSC | {"input_max": 2}}, "actions are from -1 to 2; only -1 to 1 can be played"),
+]
 
 
-def test_returns_do_not_depend_on_the_number_of_processes():
-    """Each episode has its own random numbers, and an observation is never acted on in company."""
-    envs = [gymnasium.make(HOPPER) for _ in range(4)]
-    here = evaluation._play_here(envs, act, list(range(4)), seed=3)
-    assert len(set(here.values())) == 4
-    assert evaluation._play_here(envs[:2], act, [1, 3], seed=3) == {1: here[1], 3: here[3]}
-    assert list(here.values()) == d4rl.evaluate(HOPPER, act, 4, seed=3)
-
-    workers = [evaluation._Worker(HOPPER, None) for _ in range(2)]
-    companies = set()
-
-    def act_alone(observations, uniform):
-        companies.add(len(observations))
-        return act(observations, uniform)
-
-    assert evaluation._play_spread(workers, act_alone, list(range(4)), seed=3) == here and companies == {1}
-    workers[0].process.kill()
-    with pytest.raises(d4rl.UsageError, match=r"plays hopper-medium-v2 has died \(exit code -9\)"):
-        workers[0].ask(0)
-
-
-def test_an_interrupted_evaluation_leaves_nothing_behind(monkeypatch):
-    """Answers that nobody has read would be taken for those of the next evaluation."""
-    monkeypatch.setattr(evaluation, "SPREAD", (HOPPER,))
-    monkeypatch.setenv("D4RL_PROCESSES", "2")
-    calls = []
-
-    def falls(observations, uniform):
-        calls.append(len(calls))
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return np.zeros((len(observations), 3))
-
-    evaluation._kept_workers.cache_clear()
-    with pytest.raises(KeyboardInterrupt):
-        d4rl.evaluate(HOPPER, falls, 3, seed=0)
-    after = d4rl.evaluate(HOPPER, falls, 3, seed=0)
-    evaluation._kept_workers.cache_clear()
-    assert after == d4rl.evaluate(HOPPER, falls, 3, seed=0)
-    evaluation._kept_workers.cache_clear()
-
-
-@pytest.mark.parametrize("wanted", ["0", "-1", "two"])
-def test_a_number_of_processes_that_is_none(wanted, monkeypatch):
-    monkeypatch.setenv("D4RL_PROCESSES", wanted)
-    with pytest.raises(d4rl.DatasetError, match=f"D4RL_PROCESSES is '{wanted}'"):
-        d4rl.evaluate("antmaze-umaze-v2", lambda observations, uniform: None, 1, seed=0)
-
-
-def test_the_time_limit_ends_an_episode():
-    """Of pen, whose open hand holds it for 100 steps: here and in a worker."""
-    calls = []
-
-    def still(observations, uniform):
-        calls.append(len(observations))
-        assert len(calls) <= 200
-        return np.zeros((1, 24))
-
-    here = evaluation._play_here([gymnasium.make("pen-human-v1")], still, [1], seed=0)
-    workers = [evaluation._Worker("pen-human-v1", None)]
-    assert evaluation._play_spread(workers, still, [1], seed=0) == here and len(calls) == 200
+@robosuite
+@pytest.mark.parametrize(("changes", "sentence"), REFUSED)
+def test_what_robosuite_refuses_is_said_before_training(changes, sentence, tmp_path, capfd):
+    args = env_args("lift", "1.4.1")
+    args["env_kwargs"] |= changes
+    path = change(write(tmp_path / "f.hdf5"), {"env_args": args})
+    with pytest.raises(d4rl.DatasetError, match=sentence) as error:
+        d4rl.playable_task("robomimic/lift-ph", path)
+    assert "\n" not in str(error.value) and capfd.readouterr().err == ""
 
 
 def test_a_worker_that_fails_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("D4RL_PROCESSES", "1")
     with pytest.raises(d4rl.DatasetError, match="recorded in Lift"):
-        d4rl.evaluate("robomimic/can-ph", act, 4, 0, h5path=write(tmp_path / "f.hdf5"))
-
-
-def test_workers_end_with_their_parent():
-    code = "from d4rl import evaluation as e; import os; w = e._Worker('hopper-medium-v2', None);"
-    code += "w.connection.send(0); w.receive(); print(w.process.pid, flush=True); os.kill(os.getpid(), 9)"
-    command = [sys.executable, "-c", code]
-    parent = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    status = Path("/proc", parent.stdout.strip(), "stat")
-    for _ in range(100):
-        if not status.exists() or "Z" in status.read_text().split()[2]:
-            return
-        time.sleep(0.05)
-    pytest.fail("the worker outlives its parent")
+        d4rl.evaluate("robomimic/can-ph", None, 4, 0, h5path=write(tmp_path / "f.hdf5"))
 
 
 @robosuite
