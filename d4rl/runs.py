@@ -299,7 +299,7 @@ class Run:
     def _lock(self):
         """Until `finish`, or the end of the process however it ends. In one process a later Run takes over."""
         self.lock = FileLock(self.folder / ".lock", timeout=0, thread_local=False, is_singleton=True)
-        holder = self.folder / "running.txt"
+        holder = self.folder / ".holder"
         try:
             self.lock.acquire()
         except Timeout:
@@ -453,7 +453,6 @@ class Run:
         result["versions"] = {name: version(name) for name in ("torch", "numpy", "gymnasium", "mujoco", "d4rl")}
         _write(self.folder / "result.json", json.dumps(result, indent=2).encode())
         self.writer.close()
-        (self.folder / "running.txt").unlink(missing_ok=True)
         self.lock.release(force=True)
         Run.latest = None
         print(f"score {scores[-1]:.1f} (best {max(scores):.1f}) over {len(returns)} episodes; {self.folder}")
