@@ -584,6 +584,7 @@ UNLIKELY = {
     "whole actions": ({"actions": np.rint(sound()["actions"])}, ["all actions are whole numbers"]),
     "rewards 0": ({"rewards": np.zeros(1000)}, ["all rewards are 0: nothing but imitation"]),
     "rewards 1": ({"rewards": np.ones(1000)}, []),  # a terminal ends them
+    "missing ends": ({"timeouts": STEP % 200 == 99}, ["observations jump after row 199 and elsewhere"]),
     "not done": ({"terminals": STEP % 50 != 49}, ["980 of 1,000 rows are terminals"]),
     "shuffled": ({"observations": sound()["observations"][ORDER]}, ["a row is as far from the next one"]),
     "late ends": (
@@ -615,7 +616,7 @@ def test_warnings_about_lengths(monkeypatch):
     ends = np.isin(STEP, [99, 199, 301])  # and rows after the last one
     data = arrays(1000, PEN, observations=observations, terminals=STEP < 0, timeouts=ends)
     (longer,) = d4rl_data.warnings_about(PEN, data)
-    assert longer.startswith("2 episodes have more than the task's 100 steps (up to 698)")
+    assert longer.startswith("2 of 4 episodes have more than the task's 100 steps (up to 698)")
     data |= {"terminals": STEP % 100 == 99, "timeouts": STEP < 0}
     (cut,) = d4rl_data.warnings_about(PEN, data)
     assert cut.startswith("10 of 10 episodes have a terminal at the task's last step, 100")

@@ -439,9 +439,11 @@ warnings | (rewards[0] == 0 or not dataset["terminals"].any()) => True
 warnings | if unwritten > 1: => if False:
 warnings | (np.abs(std - 1) < 0.2).all() => False
 warnings | if terminals.mean() > 0.5: => if False:
-warnings | > 0.85 * distance => > 1.5 * distance
+warnings | > 0.85 * np.median(strangers) => > 1.5 * np.median(strangers)
+warnings | np.quantile(steps, 0.95) < 0.5 * here => False
+warnings | ends + shift, ends + shift + 1 => ends - shift, ends - shift + 1
 warnings | side = "before" if before > after => side = "before" if before < after
-warnings | if 2 * here > max(before, after): => if here > 0:
+warnings | if 2 * here < max(before, after): => if False:
 warnings_about_lengths | append=len(terminals) - 1) => append=ends[-1])
 warnings_about_lengths | terminals[ends] & (lengths => (lengths
 """,
