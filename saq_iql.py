@@ -64,6 +64,7 @@ class Args:
     eval_every: int = 5_000  # updates between two evaluations, each with a checkpoint
     eval_episodes: int = 20  # episodes per evaluation
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
+    cuda_graph: bool = True  # a GPU replays a recorded update instead of waiting for Python
     threads: int = 1  # CPU threads; more are faster only while no other process wants a core
     runs_dir: str = "runs"  # the run's folder is made in here
     resume: str = ""  # continue the run in this folder exactly where its last checkpoint is
@@ -196,18 +197,16 @@ def train(args: Args, run: runs.Run, stage: str, vqvae: VQVAE, learner: Learner,
     model, steps = vqvae, args.vqvae_steps
     if stage == "learner":  # it sees all rows: the 5 % are held out from the quantizer alone
         model, steps, rows = learner, args.steps, torch.arange(len(order), device=args.device)
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.Adam(weights, lr=args.lr, fused=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
     generator = torch.Generator(args.device).manual_seed(args.seed)  # draws the batches
     first = run.restore(stage, model, optimizer, generator)  # 0, or where a run stopped
     progress = tqdm(range(first, steps), initial=first, total=steps, desc=stage, mininterval=1)
-    for step in progress:
-        if args.anneal_lr:
-            optimizer.param_groups[0]["lr"] = args.lr * float(1 + np.cos(np.pi * step / steps)) / 2
+
+    def update() -> dict[str, Tensor]:
+        """One gradient step on a batch; returns its metrics."""
         draw = torch.randint(len(rows), (args.batch_size,), generator=generator, device=args.device)
         index = rows[draw]  # (B,)
         batch = Transitions(*(array[index] for array in data))
-
         if stage == "quantizer":
             loss, metrics, embedding, code = quantizer_loss(args, vqvae, batch)
         else:
@@ -219,8 +218,13 @@ def train(args: Args, run: runs.Run, stage: str, vqvae: VQVAE, learner: Learner,
             vqvae.move_codebook(embedding, code)
         else:
             learner.move_target(args.target_rate)
+        return metrics
 
-        run.log(metrics)
+    update = run.graphed(update, optimizer, generator)  # recorded and replayed, on a GPU
+    for step in progress:
+        if args.anneal_lr:
+            optimizer.param_groups[0]["lr"] = args.lr * float(1 + np.cos(np.pi * step / steps)) / 2
+        run.log(update())
         if (step + 1) % args.eval_every == 0 or step + 1 == steps:
             if stage == "quantizer":
                 measured = measure_quantizer(vqvae, data, heldout)
@@ -233,11 +237,8 @@ def train(args: Args, run: runs.Run, stage: str, vqvae: VQVAE, learner: Learner,
 # --- main ---
 def main(args: Args) -> float:
     """Data, stage 1, encode, stage 2, result; or only play. Returns the final normalized score."""
-    torch.set_num_threads(args.threads)
-    torch.set_flush_denormal(True)  # below 1e-38 is 0: such numbers slow some processors
     torch.manual_seed(args.seed)  # the initial weights
-    # Builds the environment: what would fail at the first evaluation fails now.
-    d4rl.playable_task(args.env_id, args.dataset_path or None, args.capture_video)
+    runs.prepare(args)  # builds the environment: what would fail at its first use fails now
     if args.evaluate:
         return play(args)
     data, spaces = load_data(args)

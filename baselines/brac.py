@@ -54,6 +54,7 @@ class Args:
     eval_every: int = 5_000  # updates between two evaluations, each with a checkpoint
     eval_episodes: int = 20  # episodes per evaluation
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
+    cuda_graph: bool = True  # a GPU replays a recorded update instead of waiting for Python
     threads: int = 1  # CPU threads; more are faster only while no other process wants a core
     runs_dir: str = "runs"  # the run's folder is made in here
     resume: str = ""  # continue the run in this folder exactly where its last checkpoint is
@@ -188,19 +189,16 @@ def train(args: Args, run: runs.Run, stage: str, learner: Learner, data: Transit
     model, steps = learner, args.steps
     if stage == "behaviour":
         model, steps = learner.behaviour, args.behaviour_steps
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.Adam(weights, lr=args.lr, fused=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
     generator = torch.Generator(args.device).manual_seed(args.seed)  # draws the batches
     first = run.restore(stage, model, optimizer, generator)  # 0, or where a run stopped
     progress = tqdm(range(first, steps), initial=first, total=steps, desc=stage, mininterval=1)
-    for step in progress:
-        if args.anneal_lr:
-            optimizer.param_groups[0]["lr"] = args.lr * float(1 + np.cos(np.pi * step / steps)) / 2
-        torch.manual_seed(args.seed * 10**6 + step + 1)  # the losses draw noise: by update, not by run
+
+    def update() -> dict[str, Tensor]:
+        """One gradient step on a batch; returns its metrics."""
         size = (args.batch_size,)
         index = torch.randint(len(data.obs), size, generator=generator, device=args.device)
         batch = Transitions(*(array[index] for array in data))
-
         if stage == "behaviour":
             loss, metrics = behaviour_loss(learner, batch)
         else:
@@ -210,8 +208,14 @@ def train(args: Args, run: runs.Run, stage: str, learner: Learner, data: Transit
         optimizer.step()
         if stage == "learner":
             learner.move_target(args.target_rate)
+        return metrics
 
-        run.log(metrics)
+    update = run.graphed(update, optimizer, generator)  # recorded and replayed, on a GPU
+    for step in progress:
+        if args.anneal_lr:
+            optimizer.param_groups[0]["lr"] = args.lr * float(1 + np.cos(np.pi * step / steps)) / 2
+        torch.manual_seed(args.seed * 10**6 + step + 1)  # the losses draw noise: by update, not by run
+        run.log(update())
         if (step + 1) % args.eval_every == 0 or step + 1 == steps:
             measured = {}
             if stage == "learner":
@@ -223,11 +227,8 @@ def train(args: Args, run: runs.Run, stage: str, learner: Learner, data: Transit
 # --- main ---
 def main(args: Args) -> float:
     """Data, behaviour policy, learner, result; or only play. Returns the final normalized score."""
-    torch.set_num_threads(args.threads)
-    torch.set_flush_denormal(True)  # below 1e-38 is 0: such numbers slow some processors
     torch.manual_seed(args.seed)  # the initial weights
-    # Builds the environment: what would fail at the first evaluation fails now.
-    d4rl.playable_task(args.env_id, args.dataset_path or None, args.capture_video)
+    runs.prepare(args)  # builds the environment: what would fail at its first use fails now
     if args.evaluate:
         return play(args)
     data, spaces = load_data(args)

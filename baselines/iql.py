@@ -52,6 +52,7 @@ class Args:
     eval_every: int = 5_000  # updates between two evaluations, each with a checkpoint
     eval_episodes: int = 20  # episodes per evaluation
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
+    cuda_graph: bool = True  # a GPU replays a recorded update instead of waiting for Python
     threads: int = 1  # CPU threads; more are faster only while no other process wants a core
     runs_dir: str = "runs"  # the run's folder is made in here
     resume: str = ""  # continue the run in this folder exactly where its last checkpoint is
@@ -176,22 +177,25 @@ def train(args: Args, run: runs.Run, learner: Learner, data: Transitions):
     generator = torch.Generator(args.device).manual_seed(args.seed)  # draws the batches
     first = run.restore(stage, learner, optimizer, generator)  # 0, or where a run stopped
     progress = tqdm(range(first, steps), initial=first, total=steps, desc=stage, mininterval=1)
-    for step in progress:
-        for group in optimizer.param_groups[
-            : 2 if args.anneal_lr else 1
-        ]:  # the policy's in any case, as IQL's
-            group["lr"] = args.lr * float(1 + np.cos(np.pi * step / steps)) / 2
+
+    def update() -> dict[str, Tensor]:
+        """One gradient step on a batch; returns its metrics."""
         size = (args.batch_size,)
         index = torch.randint(len(data.obs), size, generator=generator, device=args.device)
         batch = Transitions(*(array[index] for array in data))
-
         loss, metrics = learner_loss(args, learner, batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         learner.move_target(args.target_rate)
+        return metrics
 
-        run.log(metrics)
+    update = run.graphed(update, optimizer, generator)  # recorded and replayed, on a GPU
+    for step in progress:
+        falling = optimizer.param_groups[: 2 if args.anneal_lr else 1]  # the policy's in any case, as IQL's
+        for group in falling:
+            group["lr"] = args.lr * float(1 + np.cos(np.pi * step / steps)) / 2
+        run.log(update())
         if (step + 1) % args.eval_every == 0 or step + 1 == steps:
             measured = evaluate(args, make_act(args, learner, run.spaces))
             shown = run.record(stage, step + 1, steps, measured, learner, optimizer, generator)
@@ -201,11 +205,8 @@ def train(args: Args, run: runs.Run, learner: Learner, data: Transitions):
 # --- main ---
 def main(args: Args) -> float:
     """Data, training, result; or only play. Returns the final normalized score."""
-    torch.set_num_threads(args.threads)
-    torch.set_flush_denormal(True)  # below 1e-38 is 0: such numbers slow some processors
     torch.manual_seed(args.seed)  # the initial weights
-    # Builds the environment: what would fail at the first evaluation fails now.
-    d4rl.playable_task(args.env_id, args.dataset_path or None, args.capture_video)
+    runs.prepare(args)  # builds the environment: what would fail at its first use fails now
     if args.evaluate:
         return play(args)
     data, spaces = load_data(args)

@@ -30,11 +30,12 @@ import tyro
 from filelock import FileLock, Timeout
 from torch.utils.tensorboard import SummaryWriter
 
+from d4rl import evaluation
 from d4rl.data import Spaces
 from d4rl.tasks import UsageError
 
 # What may change when a run is resumed, what when it is played, and what a quantizer is made of.
-RESUME = {"resume", "steps", "dataset_path", "device", "threads", "track", "capture_video"}
+RESUME = {"resume", "steps", "dataset_path", "device", "cuda_graph", "threads", "track", "capture_video"}
 PLAY = {"evaluate", "dataset_path", "device", "threads", "capture_video", "seed", "eval_episodes"}
 QUANTIZER = {"vqvae_steps", "vqvae_hidden_dim", "codebook_size", "embedding_dim", "codebook_form", "revive"}
 QUANTIZER |= {"condition_on_obs"}
@@ -46,8 +47,8 @@ CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 
 # --- the way out ---
 # What the user can mend, by its number; any other error of the system is a bug and keeps its traceback.
-SYSTEM = "ENOSPC EDQUOT EFBIG EIO EROFS EACCES EPERM ENOTDIR EISDIR EEXIST ENAMETOOLONG ELOOP ESTALE EMFILE".split()
-SYSTEM = {getattr(errno, name) for name in SYSTEM if hasattr(errno, name)}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+BARRED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE}
 
 
 def guard(main, parse_args):
@@ -90,9 +91,9 @@ def _problem(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, UsageError):
         return text
-    if isinstance(error, OSError) and error.errno in SYSTEM:
-        place = f"{error.filename}: " if error.filename else ""
-        return f"{place}{os.strerror(error.errno)}. Mend that or name another place{_how_to_go_on()}"
+    if isinstance(error, OSError) and error.errno in FULL | BARRED:
+        advice = "make room" if error.errno in FULL else "it has to be readable and writable"
+        return f"{error.filename or 'disk'}: {os.strerror(error.errno)}; {advice}{_how_to_go_on()}"
     words = "out of memory", "allocate memory", "ALLOC_FAILED"
     no_memory = isinstance(error, RuntimeError) and any(word in text for word in words)
     if no_memory or isinstance(error, MemoryError | torch.OutOfMemoryError):
@@ -173,6 +174,13 @@ def change(cls, args: dict, play: tuple, changes: dict):
         if choices and value not in choices:
             raise UsageError(f"{name} is {value!r}; it has to be one of {', '.join(choices)}.")
     return cls(**{**args, "device": "cpu", **changes})
+
+
+def prepare(args):
+    """Threads, and an environment that works. Raises UsageError: what is missing to play, or to record a video."""
+    torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)  # below 1e-38 is 0: such numbers slow some processors
+    evaluation.playable_task(args.env_id, args.dataset_path or None, args.capture_video)
 
 
 # --- folder ---
@@ -277,7 +285,11 @@ class Run:
         self.damaged = False  # whether checkpoint.pt is, and the one before it must not be replaced by it
         if getattr(args, "quantizer_from", "") and not args.resume:
             self._take_quantizer(args.quantizer_from)
-        self.folder.mkdir(parents=True, exist_ok=bool(args.resume))
+        try:
+            self.folder.mkdir(parents=True, exist_ok=bool(args.resume))
+        except OSError as error:
+            problem = f"--runs-dir {args.runs_dir}: no folder can be made there ({error.strerror})"
+            raise UsageError(f"{problem}; name another one.") from error
         try:
             self._lock()
             if args.resume:
@@ -305,7 +317,8 @@ class Run:
         except Timeout:
             who = holder.read_text() if holder.exists() else "another process"
             raise UsageError(f"{self.folder} is in use by {who}; wait until it ends, or stop it.") from None
-        holder.write_text(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}")
+        since = f"{datetime.now():%Y-%m-%d %H:%M:%S}"
+        _write(holder, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
 
     def _continue(self):
         """With what is saved, if the data is the same; the learner is finished if it has done the steps of now."""
@@ -377,6 +390,57 @@ class Run:
             torch.manual_seed(seed)
             _say(f"{stage}: on {before} up to update {state['step']}, on {now} from here on, with newly drawn batches.")
         return state["step"]
+
+    def graphed(self, update, optimizer, generator: torch.Generator):
+        """`update`, a function without arguments that makes one step and returns metrics; on a GPU as a CUDA graph.
+
+        Its first calls are ordinary ones. Then its GPU work is recorded once, and from there on replayed as a whole:
+        the same numbers, without Python's part, which takes most of the time. What is no work of the GPU is not
+        repeated: neither a branch on a tensor's value nor a Python number that changes, except learning rates.
+
+        Raises:
+            UsageError: from the returned function, where `update` waits for the GPU, as `.item()` does.
+        """
+        cuda = generator.device.type == "cuda"
+        for group in optimizer.param_groups:
+            group["capturable"] = cuda
+        if not cuda:
+            return update
+        rates = [torch.tensor(float(group["lr"]), device="cuda") for group in optimizer.param_groups]
+        calls, graph, metrics, stream = 0, torch.cuda.CUDAGraph(), {}, torch.cuda.Stream()
+        graph.register_generator_state(generator)
+
+        def detached() -> dict[str, torch.Tensor]:  # else they hold what was computed until the next update has begun
+            return {name: metric.detach() for name, metric in update().items()}
+
+        def replay() -> dict[str, torch.Tensor]:
+            nonlocal calls, metrics
+            calls += 1
+            numbers = [group["lr"] for group in optimizer.param_groups]
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                rate.fill_(group["lr"])
+                group["lr"] = rate
+            if calls <= 3 or not self.args.cuda_graph:  # libraries set themselves up
+                stream.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(stream):
+                    metrics = detached()
+                torch.cuda.current_stream().wait_stream(stream)
+            else:
+                if calls == 4:
+                    try:
+                        with torch.cuda.graph(graph):
+                            metrics = detached()
+                    except RuntimeError as error:
+                        problem = f"this update cannot be replayed on a GPU ({str(error).splitlines()[0]})"
+                        raise UsageError(
+                            f"{problem}: a loss must not wait for it, as .item() does; or use --no-cuda-graph."
+                        ) from error
+                graph.replay()
+            for group, number in zip(optimizer.param_groups, numbers, strict=True):
+                group["lr"] = number
+            return metrics
+
+        return replay
 
     def log(self, metrics: dict[str, torch.Tensor]):
         """The metrics of one update; `record` takes their mean. Raises UsageError, soon, if one is not finite."""

@@ -1,4 +1,4 @@
-"""On a machine with a GPU: runs that move between devices, and that are killed and resumed on it."""
+"""On a machine with a GPU: updates that are replayed, runs that are killed and resumed, or moved."""
 
 import io
 import shutil
@@ -7,16 +7,47 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
-from common import PATHS, SCRIPTS, assert_same_run, checkpoint, play, run, run_folders, same, tiny
+from common import PATHS, SCRIPTS, assert_same_run, checkpoint, play, result, run, run_folders, same, tiny
 from test_resume import STAGES, kill_in
+
+import d4rl
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that PyTorch can use")
 
 
 def on(device):
     return ["--device", device]
+
+
+@pytest.mark.parametrize("script", PATHS)
+def test_trains_plays_and_loads(script, tmp_path):
+    folder = run(script, tmp_path, *on("cuda"))
+    assert play(script, "--evaluate", folder, *on("cuda")) == result(folder)["score"]
+    SCRIPTS[script].load(folder)(np.zeros(11))  # on the CPU
+
+
+@pytest.mark.parametrize("anneal", ["--anneal-lr", "--no-anneal-lr"])
+@pytest.mark.parametrize("script", PATHS)
+def test_a_replayed_update_is_the_update(script, anneal, tmp_path):
+    """Bit for bit, with noise and learning rates."""
+    eager = run(script, tmp_path / "eager", *on("cuda"), anneal, "--no-cuda-graph")
+    assert_same_run(run(script, tmp_path / "graph", *on("cuda"), anneal), eager)
+
+
+def test_an_update_that_waits_for_the_gpu_is_refused(tmp_path, monkeypatch):
+    loss = SCRIPTS["saq_bc"].learner_loss
+
+    def waits(*arguments):
+        value, metrics = loss(*arguments)
+        return value * value.item(), metrics
+
+    monkeypatch.setattr(SCRIPTS["saq_bc"], "learner_loss", waits)
+    with pytest.raises(d4rl.UsageError, match="--no-cuda-graph"):
+        run("saq_bc", tmp_path, *on("cuda"))
+    run("saq_bc", tmp_path, *on("cuda"), "--no-cuda-graph")
 
 
 @pytest.mark.parametrize(("script", "stage"), STAGES)

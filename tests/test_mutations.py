@@ -30,13 +30,13 @@ load_data | (reward + args.reward_shift) * scale => reward * scale + args.reward
 """
 DATA = r"""
 load_data | obs.mean(0) => obs.mean()
-load_data | obs, next_obs = spaces.standardise(obs), spaces.standardise(next_obs) => obs = spaces.standardise(obs)
+load_data | spaces.standardise(obs), spaces.standardise(next_obs) => spaces.standardise(obs), next_obs
 load_data | obs, action, next_obs, reward, terminal => next_obs, action, obs, reward, terminal
 load_data | obs, action, next_obs, reward, terminal => obs, action, next_obs, terminal, reward
 load_data | Transitions(obs, action, reward, next_obs => Transitions(next_obs, action, reward, obs
 load_plays_as_evaluate_does | args.eval_episodes, args.seed => args.eval_episodes, args.seed + 1
 load_plays_as_evaluate_does | learner.load_state_dict(saved["stages"] => str(saved["stages"]
-load_plays_as_evaluate_does | d4rl.Spaces(*saved["spaces"]) => d4rl.Spaces(*(0 * x + 1 for x in saved["spaces"]))
+load_plays_as_evaluate_does | (*saved["spaces"]) => (*(0 * x + 1 for x in saved["spaces"]))
 actions_of_the_data | action = spaces.scale(action) => pass
 actions_of_the_data | torch.where(obs.amin(0) == obs.amax(0), 1.0, obs.std(0) + 1e-3) => obs.std(0) + 1e-3
 load_of_what_is_no_run | read_run(folder, SCRIPT, Args, => read_run(folder, "", None,
@@ -89,7 +89,7 @@ ACTING = r"""
 acting | probs.argmax(1) => probs.argmin(1)
 acting | args.acting == "greedy" => args.acting != "greedy"
 acting | args.acting == "mean" => args.acting != "mean"
-acting | spaces.standardise(runs.to_batch(observation, spaces)) => runs.to_batch(observation, spaces)
+acting | spaces.standardise(runs.to_batch => (runs.to_batch
 acting | probs.cumsum(1) <= probs => probs.cumsum(1) >= probs
 acting | .clamp(max=size - 1) =>
 acting | probs.new_tensor(uniform) => probs.new_tensor(np.random.rand(len(uniform)))
@@ -103,7 +103,7 @@ load_plays_as_evaluate_does | default_rng(1000 * args.seed) => default_rng(1000 
 ACTING += r"""
 acting | repeat_interleave(size, 0) => repeat(size, 1)
 load_data | obs.mean(0) => obs.mean()
-load_data | obs, next_obs = spaces.standardise(obs), spaces.standardise(next_obs) => obs = spaces.standardise(obs)
+load_data | spaces.standardise(obs), spaces.standardise(next_obs) => spaces.standardise(obs), next_obs
 """
 SAQ_LOOP = rf"""
 {BY_HAND} | vqvae.move_codebook(embedding, code) => pass
@@ -121,7 +121,7 @@ CONTINUOUS = (
     DATA
     + LOOP
     + r"""
-continuous_acting | spaces.standardise(runs.to_batch(observation, spaces)) => runs.to_batch(observation, spaces)
+continuous_acting | spaces.standardise(runs.to_batch => (runs.to_batch
 continuous_acting | spaces.unscale(action) => action
 continuous_acting | if np.ndim(observation) > 1 else action[0] =>
 """
@@ -545,9 +545,10 @@ full_disk | error.filename = error.filename or str(path) => pass
 a_run_that_cannot_begin | if not args.resume:  # there is => if False:  #
 a_run_that_cannot_begin | if not args.resume:  # there is => if True:  #
 track_that_does_not_work | except ImportError: => except KeyError:
-errors_that_are_no_bugs | error.errno in SYSTEM => error.errno in ()
+errors_that_are_no_bugs | error.errno in FULL | BARRED => error.errno in FULL
+errors_that_are_no_bugs | error.errno in FULL | BARRED => error.errno in BARRED
 errors_that_are_no_bugs | if no_memory or => if
-bugs_keep_their_traceback | and error.errno in SYSTEM => and error.errno
+bugs_keep_their_traceback | and error.errno in FULL | BARRED => and error.errno
 bugs_keep_their_traceback | and any(word in text for word in words) =>
 interrupts | signal.signal(signal.SIGINT, signal.SIG_DFL) => pass
 interrupts | sys.exit(128 + signal.SIGTERM) => pass

@@ -170,7 +170,7 @@ def choices():
         defaults = module.parse_args(["--env-id", HOPPER])
         for name, kind in typing.get_type_hints(module.Args).items():
             flag, default = name.replace("_", "-"), getattr(defaults, name)
-            if name in ("track", "capture_video", "device", "anneal_lr"):
+            if name in ("track", "capture_video", "device", "cuda_graph", "anneal_lr"):
                 continue  # tests of their own
             if kind is bool and (name, script) not in [("revive", other) for other in SAQ[1:]]:  # slow: once
                 yield script, [f"--no-{flag}" if default else f"--{flag}"]
@@ -345,14 +345,6 @@ def test_help_explains_every_argument(script, monkeypatch, capsys):
         assert f"--{field.name.replace('_', '-')}" in shown and line.split("  # ")[1] in shown
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that PyTorch can use")
-@pytest.mark.parametrize("script", PATHS)
-def test_gpu(script, finished, tmp_path):
-    folder = run(script, tmp_path, *finished(script)[1], "--device", "cuda")
-    assert play(script, "--evaluate", folder, "--device", "cuda") == result(folder)["score"]
-    SCRIPTS[script].load(folder)(np.zeros(11))  # on the CPU
-
-
 def process(*command, **environment):
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
     return subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
@@ -395,7 +387,7 @@ def test_video_after_training(script, finished, tmp_path, monkeypatch):
         return evaluate(env_id, act, episodes, seed, None, path)
 
     monkeypatch.setattr(d4rl, "evaluate", without_rendering)
-    monkeypatch.setattr(d4rl, "playable_task", lambda *args: asked.append((len(folders), *args)))
+    monkeypatch.setattr(d4rl.evaluation, "playable_task", lambda *args: asked.append((len(folders), *args)))
     folder = run(script, tmp_path, *flags, "--capture-video")
     assert folders == [None, None, folder] and asked == [(0, HOPPER, flags[-1], True)]
     assert result(folder)["returns"] == result(plain)["returns"]
