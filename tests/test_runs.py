@@ -392,17 +392,15 @@ def die(monkeypatch, at, number):
     return count
 
 
-@pytest.mark.parametrize(("at", "writes"), [("fsync", 3 + 2 * 6 + 1), ("replace", 3 + 3 * 6 + 1)])
+@pytest.mark.parametrize(("at", "writes"), [("fsync", 4 + 2 * 6 + 1), ("replace", 4 + 3 * 6 + 1)])
 def test_resume_after_a_kill_in_any_file(at, writes, tmp_path, monkeypatch):
     """Twice: the run that goes on dies too, two files later. At no moment is there no whole checkpoint."""
     whole = whole_run(tmp_path)
     with monkeypatch.context() as patch:
         count = die(patch, at, number=-1)
         train(Args(runs_dir=str(tmp_path / "counted"), codebook_size=5))
-    assert (
-        count[0] == writes
-    )  # checkpoint, table, arguments; each row renames the checkpoint before it as well
-    for number in range(2, writes + 1):  # the first leaves no run
+    assert count[0] == writes  # holder, checkpoint, table, arguments; then the rows, and the result
+    for number in range(3, writes + 1):  # the first two leave no run
         place = tmp_path / str(number)
         with monkeypatch.context() as patch, pytest.raises(Killed):
             die(patch, at, number)
@@ -410,7 +408,7 @@ def test_resume_after_a_kill_in_any_file(at, writes, tmp_path, monkeypatch):
         (folder,) = run_folders(place)
         assert list(folder.glob("*.tmp")) and not (folder / "result.json").exists()
         with monkeypatch.context() as patch, pytest.raises(Killed):
-            die(patch, at, 3)
+            die(patch, at, 4)
             train(parse("--resume", folder))
             raise Killed  # it was almost done, and is now
         train(parse("--resume", folder))
@@ -460,7 +458,7 @@ def test_damaged_checkpoint(end, tmp_path, capsys):
     capsys.readouterr()
     args = parse("--resume", folder)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        die(patch, "replace", 2)
+        die(patch, "replace", 3)
         train(args)
     assert torch.load(folder / "checkpoint.previous.pt", weights_only=True)["stages"]["learner"]["step"] == 4
     train(parse("--resume", folder))
@@ -664,8 +662,8 @@ ALLOCATOR = (
 MENDABLE = [
     (d4rl.UsageError("--lr is odd."), "--lr is odd."),
     (d4rl.DatasetError("No\n data."), "No data."),
-    (NotADirectoryError(errno.ENOTDIR, "", "a/b"), "a/b: Not a directory. Mend that or name another place."),
-    (OSError(errno.EROFS, "", "a"), "a: Read-only file system. Mend that or name another place."),
+    (OSError(errno.EROFS, "", "a"), "a: Read-only file system; it has to be readable and writable."),
+    (OSError(errno.EDQUOT, ""), "disk: Disk quota exceeded; make room."),
     (MemoryError(), "out of memory (MemoryError); use smaller sizes, less data or another --device."),
     (
         RuntimeError(ALLOCATOR),
@@ -725,7 +723,7 @@ def test_full_disk(tmp_path, monkeypatch, capsys):
 
     def full(descriptor):
         count[0] += 1
-        if count[0] > 3 + 2 * 2:  # in the third row's checkpoint
+        if count[0] > 4 + 2 * 2:  # in the third row's checkpoint
             raise OSError(errno.ENOSPC, "No space left on device")
         sync(descriptor)
 
@@ -734,7 +732,7 @@ def test_full_disk(tmp_path, monkeypatch, capsys):
         assert guarded(lambda: train(Args(runs_dir=str(tmp_path), codebook_size=5))) == 2
     (folder,) = run_folders(tmp_path)
     advice = f"go on with: {shlex.join(['python', sys.argv[0], '--resume', str(folder)])}"
-    problem = f"{folder}/checkpoint.pt: No space left on device. Mend that or name another place"
+    problem = f"{folder}/checkpoint.pt: No space left on device; make room"
     assert capsys.readouterr().err == f"error: {problem}; {advice}\n"
     assert not list(folder.glob("*.tmp")) and checkpoint(folder)["stages"]["quantizer"]["step"] == 8
     train(parse("--resume", folder))
@@ -749,6 +747,14 @@ def test_a_run_that_cannot_begin(tmp_path, monkeypatch):
         with pytest.raises(OSError):
             train(args)
     assert not run_folders(tmp_path) and runs.read_run(whole, stage="learner")
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "a" * 300, "gone/below"])
+def test_a_folder_that_cannot_be_made(place, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "gone").symlink_to(tmp_path / "file")
+    with pytest.raises(d4rl.UsageError, match=f"--runs-dir .*{place}: no folder .*; name another one"):
+        train(Args(runs_dir=str(tmp_path / place)))
 
 
 @pytest.mark.parametrize("error", [ImportError(), RuntimeError("api_key not\nconfigured"), None])
