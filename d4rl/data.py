@@ -42,7 +42,7 @@ class Spaces(NamedTuple):
     obs_std: object  # (observation size,)
     action_low: object  # (action size,): bounds of the action space
     action_high: object  # (action size,)
-    fingerprint: object = None  # (2, 32): what it was trained on, see `fingerprint`
+    fingerprint: object  # (2, 32): what it was trained on, see `fingerprint`
 
     def to(self, device) -> "Spaces":
         """Tensors, moved."""

@@ -315,15 +315,15 @@ def test_log_policy(script):
 
 
 class Codes:
-    """A quantizer whose code k stands for the action [k / 2, first observation]."""
+    """A quantizer whose code k stands for the action [k / 4, first observation / 4]."""
 
     codebook = heads = torch.zeros(3, 1)
 
     def decode(self, obs, code):
-        return torch.stack([code.to(obs.dtype) / 2, obs[:, 0]], 1)
+        return torch.stack([code.to(obs.dtype), obs[:, 0]], 1) / 4
 
     def encode(self, obs, action):
-        return (2 * action[:, 0]).round().long()
+        return (4 * action[:, 0]).round().long()
 
     def __call__(self, obs):  # Aquadem's: the actions of all codes
         return torch.stack([self.decode(obs, torch.full((len(obs),), k)) for k in range(3)], 1)
@@ -331,7 +331,7 @@ class Codes:
 
 def spaces(low=(-1.0, -1.0), high=(1.0, 1.0)):
     arrays = [1.0, 0.0], [2.0, 1.0], low, high
-    return d4rl.Spaces(*map(torch.tensor, arrays))
+    return d4rl.Spaces(*map(torch.tensor, arrays), torch.zeros(2, 32, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("script", [*SAQ, "baselines/aquadem"])
@@ -346,22 +346,22 @@ def test_acting(script, monkeypatch):
         args = module.Args(acting=acting, device="cpu")
         return module.make_act(args, Codes(), None, spaces(**changes))(obs, uniform)
 
-    np.testing.assert_allclose(act("greedy", obs), [[0, 1], [1, 1]])
-    np.testing.assert_allclose(act("mean", obs), [[0.1 + 0.3, 1], [0.9, 1]], rtol=1e-6)
-    bounds = {"low": (-1.0, -9.0), "high": (3.0, 9.0)}  # 0 and 1 are 1 and 3, 0 and 9
-    np.testing.assert_allclose(act("greedy", obs, **bounds), [[1, 9], [3, 9]])
-    np.testing.assert_allclose(act("greedy", obs / 6, **bounds), [[1, -2.25], [3, -0.75]], rtol=1e-6)
-    np.testing.assert_allclose(act("greedy", -9 * obs), [[0, -1], [1, -1]])
+    np.testing.assert_allclose(act("greedy", obs), [[0, 0.25], [0.5, 0.5]])
+    np.testing.assert_allclose(act("mean", obs), [[0.05 + 0.15, 0.25], [0.45, 0.5]], rtol=1e-6)
+    bounds = {"low": (-1.0, -9.0), "high": (3.0, 9.0)}  # 0 is 1 and 0, 1 is 3 and 9
+    np.testing.assert_allclose(act("greedy", obs, **bounds), [[1, 2.25], [2, 4.5]])
+    np.testing.assert_allclose(act("greedy", obs / 6, **bounds), [[1, -0.5625], [2, -0.1875]], rtol=1e-6)
+    np.testing.assert_allclose(act("greedy", -9 * obs), [[0, -1], [0.5, -1]])
     uniform = (np.arange(2000) // 2 + 0.5) / 1000  # evenly over [0, 1), for each of the two
-    drawn = 2 * act("sample", np.tile(obs, (1000, 1)), uniform)[:, 0].reshape(-1, 2)
-    own = 2 * act("sample", np.tile(obs, (1000, 1)))[:, 0].reshape(-1, 2)  # a generator of its own
+    drawn = 4 * act("sample", np.tile(obs, (1000, 1)), uniform)[:, 0].reshape(-1, 2)
+    own = 4 * act("sample", np.tile(obs, (1000, 1)))[:, 0].reshape(-1, 2)  # a generator of its own
     for column, expected in enumerate(probs):
         shares = [np.bincount(codes[:, column].astype(int), minlength=3) / 1000 for codes in (drawn, own)]
         np.testing.assert_allclose(shares[0], expected, atol=1e-9)
         np.testing.assert_allclose(shares[1], expected, atol=0.06)
     # A sum of probabilities that is rounded to less than 1 names no code past the last.
-    assert act("sample", obs, np.array([0.9999, 0.9999]), scale=0.999)[:, 0].max() == 1
-    np.testing.assert_allclose(act("greedy", obs[0]), [0, 1])
+    assert act("sample", obs, np.array([0.9999, 0.9999]), scale=0.999)[:, 0].max() == 0.5
+    np.testing.assert_allclose(act("greedy", obs[0]), [0, 0.25])
 
 
 @pytest.mark.parametrize("script", ["baselines/bc", "baselines/cql", "baselines/iql", "baselines/brac"])
@@ -381,7 +381,7 @@ def test_continuous_acting(script):
 @pytest.mark.parametrize("script", [*SAQ, "baselines/aquadem"])
 def test_measure_quantizer(script):
     module = module_of(script)
-    rows = [[0.0, 5.0], [0.0, 3.0], [0.5, 1.0], [0.0, 2.0]]  # codes 0, 0, 1, 0; the first entry is met
+    rows = [[0.0, 5.0], [0.0, 1.5], [0.5, 0.25], [0.0, 2.0]]  # codes 0, 0, 2, 0; the first entry is met
     data = module.Transitions(*[torch.tensor([[1.0], [2.0], [1.0], [2.0]]), torch.tensor(rows), *[None] * 4])
     found = module.measure_quantizer(Codes(), data, torch.tensor([1, 2]))
     values = {name.split("/")[1]: value for name, value in found.items()}

@@ -37,8 +37,8 @@ load_data | Transitions(obs, action, reward, next_obs => Transitions(next_obs, a
 load_plays_as_evaluate_does | args.eval_episodes, args.seed => args.eval_episodes, args.seed + 1
 load_plays_as_evaluate_does | learner.load_state_dict(saved["stages"] => str(saved["stages"]
 load_plays_as_evaluate_does | (*saved["spaces"]) => (*(0 * x + 1 for x in saved["spaces"]))
-actions_of_the_data | action = spaces.scale(action) => pass
-actions_of_the_data | torch.where(obs.amin(0) == obs.amax(0), 1.0, obs.std(0) + 1e-3) => obs.std(0) + 1e-3
+actions_and_constant_entries | action = spaces.scale(action) => pass
+actions_and_constant_entries | obs.amin(0) == obs.amax(0) => obs.amin(0) > obs.amax(0)
 load_of_what_is_no_run | read_run(folder, SCRIPT, Args, => read_run(folder, "", None,
 """
 LOOP = rf"""
@@ -61,7 +61,7 @@ move_target | slow.lerp_(fast, rate) => fast.lerp_(slow, rate)
 move_target | .requires_grad_(False)  # Qbar => # Qbar
 {BY_HAND} | learner.move_target(args.target_rate) => pass
 {BY_HAND} | learner.move_target(args.target_rate) => learner.move_target(1.0)
-{BY_HAND} | optimizer.step() => pass && run.log(metrics) => optimizer.step(); run.log(metrics)
+{BY_HAND} | optimizer.step() => pass && return metrics\n\n => optimizer.step(); return metrics\n\n
 """
 TD = (
     REWARDS
@@ -107,7 +107,7 @@ load_data | spaces.standardise(obs), spaces.standardise(next_obs) => spaces.stan
 """
 SAQ_LOOP = rf"""
 {BY_HAND} | vqvae.move_codebook(embedding, code) => pass
-{BY_HAND} | optimizer.step() => pass && run.log(metrics) => optimizer.step(); run.log(metrics)
+{BY_HAND} | optimizer.step() => pass && return metrics\n\n => optimizer.step(); return metrics\n\n
 {BY_HAND} | code=vqvae.encode(data.obs, data.action) => code=early && train(args, run, "quantizer" => """
 SAQ_LOOP += r"""early = vqvae.encode(data.obs, data.action); train(args, run, "quantizer"
 measure_quantizer | error = vqvae.decode(data.obs[heldout] => error = vqvae.decode(data.obs[heldout + 1]
