@@ -31,7 +31,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def pendulum(tmp_path, monkeypatch):
-    """Flags of a task whose actions are in [-2, 2], in the data all 1.8; its third entry never changes there."""
+    """Flags of a task with actions in [-2, 2], in the data all 1.8; its third entry never changes."""
     env_id, entry = "pendulum-mine-v0", "gymnasium.envs.classic_control:PendulumEnv"
     task = d4rl.Task(env_id, 3, 1, 200, -1600.0, -150.0, None, None, "pendulum-mine-v0.hdf5")
     monkeypatch.setitem(d4rl.tasks.TASKS, env_id, task)
