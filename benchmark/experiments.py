@@ -72,7 +72,7 @@ class Run:
 
     def folder(self, out: Path) -> Path | None:
         """The run's folder in `out`: with a result before one with a checkpoint before one just started."""
-        for file in ("result.json", "checkpoint.pt", "args.json"):
+        for file in ("result.json", "checkpoint*.pt", "args.json"):
             if found := sorted((out / self.name).glob(f"*/{file}")):
                 return found[0].parent
         return None
@@ -189,8 +189,10 @@ def execute(run: Run, out: Path, data: dict[str, str]) -> str:
     if run.quantizer and not run.quantizer.finished(out):
         return f"failed: {run.quantizer.name} has no quantizer"
     started = run.folder(out)
-    if started and (started / "checkpoint.pt").exists():
+    if started and list(started.glob("checkpoint*.pt")):
         command = [sys.executable, f"{run.script}.py", "--resume", str(started)]
+        if run.env_id in data:  # it may have moved
+            command += ["--dataset-path", data[run.env_id]]
     else:
         command = run.command(out, data)
     (out / run.name).mkdir(parents=True, exist_ok=True)
@@ -206,8 +208,12 @@ def run_locally(runs: list[Run], out: Path, data: dict[str, str], jobs: int) -> 
     for wave in ([r for r in runs if not r.quantizer], [r for r in runs if r.quantizer]):
         with ThreadPoolExecutor(jobs) as pool:
             futures = {pool.submit(execute, run, out, data): run for run in wave}
-            for future in as_completed(futures):
-                yield futures[future], future.result()
+            try:
+                for future in as_completed(futures):
+                    yield futures[future], future.result()
+            except BaseException:  # Ctrl-C ends the trainings too; no further one starts
+                pool.shutdown(cancel_futures=True)
+                raise
 
 
 def run_on_ray(runs: list[Run], out: Path, data: dict[str, str], gpus: float) -> Iterator[tuple[Run, str]]:
@@ -314,5 +320,8 @@ def record(run: Run, out: Path) -> dict:
 if __name__ == "__main__":
     try:
         sys.exit(main())
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here.", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:  # the reader of --print, such as head, has seen enough
         os._exit(0)

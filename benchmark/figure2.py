@@ -24,6 +24,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 from shared import BLUE, INK, ORANGE, append, load, plt, read_lines, save, stop, table  # noqa: E402
 
 import d4rl  # noqa: E402
+from d4rl import runs  # noqa: E402
 from d4rl.environments import MAZES  # noqa: E402
 
 SCRIPTS = {"cql": load("baselines/cql"), "saq_cql": load("saq_cql")}
@@ -142,7 +143,7 @@ def run(options: Args, name: str, flags: str, seed: int):
     parent = Path(options.runs_dir, "_".join([name, str(seed), *flags.replace("--", "").split()]))
     argv = ["--env-id", ENV_ID, "--seed", str(seed), "--device", "cpu", "--runs-dir", str(parent)]
     argv += f"--eval-every {options.eval_every} --eval-episodes {options.eval_episodes} {flags}".split()
-    for started in parent.glob("*/checkpoint.pt"):
+    for started in parent.glob("*/checkpoint*.pt"):
         argv = ["--resume", str(started.parent), "--device", "cpu"]
     args, train, evaluate, trained = script.parse_args(argv), script.train, script.evaluate, []
 
@@ -156,7 +157,7 @@ def run(options: Args, name: str, flags: str, seed: int):
     with patch.multiple(script, train=train_and_tell, evaluate=evaluate_and_measure):
         script.main(args)
     (checkpoint,) = parent.glob("*/checkpoint.pt")
-    for row in torch.load(checkpoint, weights_only=True)["history"]:
+    for row in runs.read_run(checkpoint.parent)["history"]:
         if row["stage"] == "learner":
             line = {"study": "figure2", "script": name, "flags": flags, "seed": seed, "steps": args.steps}
             for key, x in row.items():

@@ -35,7 +35,7 @@ RULES = {  # where d3rlpy has one form only
     "discrete_cql": ["--backup", "argmax", "--acting", "greedy"],
 }
 PLACES = set("dataset_path device threads eval_every runs_dir resume evaluate quantizer_from".split())
-PLACES |= set("vqvae track capture_video script".split())  # "vqvae" is the old name of quantizer_from
+PLACES |= set("vqvae track capture_video cuda_graph script".split())  # "vqvae": quantizer_from of old
 INSTALL = "pip install -r benchmark/referee_requirements.txt, then pip install --no-deps d3rlpy==2.8.1"
 
 
@@ -128,9 +128,8 @@ def run(learner: str, flags: list[str], finished: list[dict]) -> dict | None:
     name = named("d3rlpy", learner, asdict(args))
     if any(line | name == line for line in finished):
         return None
-    torch.set_num_threads(args.threads)
-    torch.set_flush_denormal(True)  # as in the scripts
-    task = d4rl.playable_task(args.env_id)
+    runs.prepare(args)
+    task = d4rl.task(args.env_id)
     if learner == "discrete_cql" and not args.quantizer_from:
         stop("discrete_cql learns on codes; give --quantizer-from RUN, the folder of a run with a quantizer.")
     size = args.codebook_size if learner == "discrete_cql" else task.action_size
@@ -138,10 +137,10 @@ def run(learner: str, flags: list[str], finished: list[dict]) -> dict | None:
     data, spaces = script.load_data(args)
     vqvae = None
     if learner == "discrete_cql":
-        saved = runs.read_run(args.quantizer_from, stage="quantizer")
-        if not torch.equal(saved["spaces"][0], spaces.obs_mean.cpu()):
-            folder = args.quantizer_from
-            stop(f"the quantizer in {folder} was trained on other data; give a run on {name['data']}.")
+        try:
+            saved = runs.read_quantizer(args.quantizer_from, spaces)
+        except d4rl.UsageError as error:
+            stop(error)
         vqvae, _ = script.make_models(args, spaces)
         vqvae.load_state_dict(saved["stages"]["quantizer"]["model"])
         data = data._replace(code=vqvae.encode(data.obs, data.action))
@@ -152,12 +151,11 @@ def run(learner: str, flags: list[str], finished: list[dict]) -> dict | None:
     @torch.no_grad()
     def act(obs: np.ndarray, uniform: np.ndarray) -> np.ndarray:
         """(B, obs_dim) -> (B, action_dim); a code is decoded in its state."""
-        obs = torch.as_tensor(obs, dtype=torch.float32, device=args.device)
-        obs = (obs - spaces.obs_mean) / spaces.obs_std
-        action = algorithm.predict(obs.cpu().numpy())
+        obs = spaces.standardise(runs.to_batch(obs, spaces))
+        action = torch.as_tensor(algorithm.predict(obs.cpu().numpy()), device=args.device)
         if vqvae:
-            action = vqvae.decode(obs, torch.as_tensor(action, device=args.device)).cpu().numpy()
-        return action
+            action = vqvae.decode(obs, action)
+        return spaces.unscale(action).cpu().numpy()
 
     played = script.evaluate(args, act)
     versions = {package: version(package) for package in ("d3rlpy", "torch", "numpy", "gymnasium", "mujoco")}

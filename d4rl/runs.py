@@ -213,6 +213,21 @@ def read_run(folder: str | Path, script: str = "", cls=None, stage: str = "") ->
     return saved
 
 
+def read_quantizer(folder: str | Path, spaces: Spaces) -> dict:
+    """The checkpoint of a run whose finished quantizer can be used with these spaces.
+
+    Raises:
+        UsageError: as `read_run`; other observations, actions or bounds of actions (rewards are free).
+    """
+    saved = read_run(folder, stage="quantizer")
+    theirs, ours = Spaces(*saved["spaces"]), spaces.to("cpu")
+    same = torch.equal(theirs.fingerprint[0], ours.fingerprint[0])
+    same = same and torch.equal(theirs.action_low, ours.action_low)
+    if not (same and torch.equal(theirs.action_high, ours.action_high)):
+        raise UsageError(f"the quantizer in {folder} was trained on other data; leave --quantizer-from out.")
+    return saved
+
+
 def _read(path: Path) -> tuple[dict, str]:
     """A checkpoint, or {} and what is wrong with it. PyTorch itself does not look at the checksums."""
     try:
@@ -335,12 +350,7 @@ class Run:
                 (self.folder / "result.json").unlink(missing_ok=True)
 
     def _take_quantizer(self, folder: str):
-        other = read_run(folder, stage="quantizer")
-        theirs, ours = Spaces(*other["spaces"]), self.spaces.to("cpu")
-        same = torch.equal(theirs.fingerprint[0], ours.fingerprint[0])  # observations and actions
-        same = same and torch.equal(theirs.action_low, ours.action_low)
-        if not (same and torch.equal(theirs.action_high, ours.action_high)):
-            raise UsageError(f"the quantizer in {folder} was trained on other data; leave --quantizer-from out.")
+        other = read_quantizer(folder, self.spaces)
         self.saved["stages"]["quantizer"] = other["stages"]["quantizer"]
         self.saved["history"] = [row for row in other["history"] if row["stage"] == "quantizer"]
 

@@ -1,6 +1,7 @@
 """benchmark/experiments.py: its commands are valid, finished runs are skipped, killed ones go on."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -43,11 +44,40 @@ def test_a_quantizer_serves_all_learners_of_its_task_and_seed():
 def test_the_folder_of_a_run_is_the_one_that_got_farthest(tmp_path):
     run = experiments.Run("saq_bc", "pen-human-v0", 0)
     assert run.folder(tmp_path) is None
-    for name, file in (("d", "args.json"), ("c", "checkpoint.pt"), ("b", "result.json")):
+    for name, file in (("d", "args.json"), ("c", "checkpoint.previous.pt"), ("b", "result.json")):
         (tmp_path / run.name / name).mkdir(parents=True)
         (tmp_path / run.name / name / file).touch()
         assert run.folder(tmp_path).name == name
     assert run.finished(tmp_path)
+
+
+def test_a_folder_without_a_checkpoint_is_no_obstacle(tmp_path):
+    """The training begins anew beside it, once."""
+    flags = ("--steps", "10", "--vqvae-steps", "10", "--eval-every", "10", "--eval-episodes", "1")
+    run = experiments.Run("saq_bc", "maze2d-large-demos-v0", 0, flags)
+    (tmp_path / run.name / "a").mkdir(parents=True)
+    (tmp_path / run.name / "a" / "args.json").write_text("{}")
+    assert experiments.execute(run, tmp_path, {}) == "finished"
+    assert experiments.execute(run, tmp_path, {}) == "skipped"
+
+
+@pytest.mark.parametrize("file", ["checkpoint.pt", "checkpoint.previous.pt"])
+def test_a_resumed_run_finds_data_that_has_moved(file, tmp_path, monkeypatch):
+    run, commands = experiments.Run("saq_bc", "pen-human-v0", 0), []
+    folder = tmp_path / run.name / "b"
+    folder.mkdir(parents=True)
+    (folder / file).touch()
+
+    class Popen:
+        def __init__(self, command, **settings):
+            commands.append(command[1:])
+
+        def wait(self):
+            return 1
+
+    monkeypatch.setattr(experiments.subprocess, "Popen", Popen)
+    assert experiments.execute(run, tmp_path, {"pen-human-v0": "moved"}).startswith("failed: exit code 1")
+    assert commands == [["saq_bc.py", "--resume", str(folder), "--dataset-path", "moved"]]
 
 
 def play(out, *more) -> subprocess.Popen:
@@ -81,6 +111,32 @@ def test_a_killed_run_goes_on_and_a_finished_one_is_skipped_and_collected(tmp_pa
     (line,) = (tmp_path / "all.jsonl").read_text().splitlines()
     kept = json.loads(line)
     assert kept["script"] == "saq_cql" and kept["args"]["steps"] == 80 and str(tmp_path) not in line
+
+
+def test_ctrl_c(tmp_path):
+    """As a terminal sends it, to all its processes: no other training starts, and the next call goes on."""
+    words = [
+        sys.executable,
+        ROOT / "benchmark" / "experiments.py",
+        "figure2",
+        "--seeds",
+        *"0123",
+        "--jobs",
+        "1",
+    ]
+    words += ["--only", "__saq_cql", "--out", tmp_path, "--flags", TINY.replace("--steps 40", "--steps 9999")]
+    settings = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen([str(word) for word in words], **settings)
+    deadline = time.time() + 120
+    while not list(tmp_path.glob("*/*/checkpoint.previous.pt")):
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "Traceback" not in error
+    assert error.endswith("stopped; the same command goes on from here.\n")
+    (log,) = tmp_path.glob("*/log.txt")  # of one run
+    assert f"stopped; go on with: python saq_cql.py --resume {tmp_path}" in log.read_text()
 
 
 def renamed(args: dict) -> dict:
