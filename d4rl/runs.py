@@ -30,7 +30,7 @@ import tyro
 from filelock import FileLock, Timeout
 from torch.utils.tensorboard import SummaryWriter
 
-from d4rl import evaluation
+from d4rl import __version__, evaluation
 from d4rl.data import Spaces
 from d4rl.tasks import UsageError
 
@@ -62,7 +62,7 @@ def guard(main, parse_args):
         main(parse_args())
     except KeyboardInterrupt as stop:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        print(f"\nstopped{_how_to_go_on()}", file=sys.stderr)
+        print(f"stopped{_how_to_go_on()}", file=sys.stderr)
         if stop.args:
             sys.exit(128 + signal.SIGTERM)
         sys.excepthook = lambda *_: None
@@ -364,7 +364,8 @@ class Run:
             wandb.define_metric("*", step_metric="step")
             return run
         except ImportError:
-            raise UsageError("--track needs Weights & Biases: pip install wandb, or leave the flag out.") from None
+            advice = 'pip install -e "./d4rl[wandb]" in the clone, or leave the flag out'
+            raise UsageError(f"--track needs Weights & Biases, which is missing: {advice}.") from None
         except Exception as error:  # no login, a wrong key, no server: each fails in its own way
             problem = f"--track: Weights & Biases does not work here ({' '.join(str(error).split())[:300]})"
             advice = "log in with `wandb login`, set WANDB_MODE=offline, or leave the flag out"
@@ -524,7 +525,8 @@ class Run:
         }
         result |= {"env_id": args["env_id"], "script": self.saved["script"], "seed": args["seed"]}
         result["seconds"] = {stage: state["seconds"] for stage, state in self.saved["stages"].items()}
-        result["versions"] = {name: version(name) for name in ("torch", "numpy", "gymnasium", "mujoco", "d4rl")}
+        result["versions"] = {name: version(name) for name in ("torch", "numpy", "gymnasium", "mujoco")}
+        result["versions"]["d4rl"] = __version__
         _write(self.folder / "result.json", json.dumps(result, indent=2).encode())
         self.writer.close()
         self.lock.release(force=True)

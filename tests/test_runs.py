@@ -708,7 +708,7 @@ def test_interrupts(tmp_path, capsys, monkeypatch):
         capsys.readouterr()
         assert guarded(main) == "SIGINT"
         command = f"; go on with: python 'baselines/a b.py' --resume {run_folders(tmp_path)[0]}"
-        assert capsys.readouterr().err == f"\nstopped{command if resumes else '.'}\n"
+        assert capsys.readouterr().err == f"stopped{command if resumes else '.'}\n"
     monkeypatch.setattr(signal, "SIGTERM", signal.SIGUSR1)  # pytest would die of the other without a guard
     usual = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     assert guarded(lambda: train_and(lambda: signal.raise_signal(signal.SIGTERM))) == 128 + signal.SIGTERM
@@ -761,7 +761,7 @@ def test_a_folder_that_cannot_be_made(place, tmp_path):
 def test_track_that_does_not_work(error, tmp_path, monkeypatch):
     """No package, no login, no server: before training, and nothing is left of the run."""
     monkeypatch.setitem(sys.modules, "wandb", None)
-    said = "--track needs Weights & Biases: pip install wandb, or leave the flag out."
+    said = '--track needs Weights & Biases, which is missing: pip install -e "./d4rl[wandb]" in the clone'
     if not isinstance(error, ImportError):
         monkeypatch.setitem(sys.modules, "wandb", wandb := Wandb())
         wandb.init = lambda **settings: raising(error or TimeoutError())()
