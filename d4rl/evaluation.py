@@ -34,7 +34,7 @@ def make(env_id: str, h5path: str | Path | None = None, render_mode: str | None 
     kwargs = {"dataset_path": h5path} if spec.is_robomimic else {}
     try:
         if spec.is_minari:
-            env = minari_datasets.make(env_id, render_mode=render_mode)
+            env = minari_datasets.make(spec.env_id, render_mode=render_mode)
         else:
             env = gymnasium.make(spec.env_id, render_mode=render_mode, **kwargs)
     except Exception as error:  # of a foreign constructor, or of an import: any
@@ -81,7 +81,7 @@ def playable_task(env_id: str, h5path: str | Path | None = None, video: bool = F
     try:
         _first(spec, h5path)(0)
         if video:
-            _Worker(spec.env_id, h5path, video=True).ask(0)
+            _Worker(spec.env_id, h5path, video=True).end(0)
     except UsageError:
         raise
     except Exception as error:  # of a foreign environment: any
@@ -298,6 +298,14 @@ class _Worker:
         """`_respond`, there."""
         self.send(message)
         return self.receive()
+
+    def end(self, message: int | np.ndarray):
+        """The last thing it is asked."""
+        try:
+            self.ask(message)
+        finally:
+            self.connection.close()
+            self.process.wait()
 
     def send(self, message):
         try:

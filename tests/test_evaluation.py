@@ -43,7 +43,18 @@ def act(observations, uniform):
     return np.sin(3 * observations[:, :3]) + uniform[:, None] - 0.5
 
 
-def test_returns_do_not_depend_on_the_number_of_processes():
+def test_an_episode_by_hand():
+    """Episode 2 of seed 3: 3002 seeds the reset, and the policy's random numbers apart from it."""
+    env, rng, total, over = gymnasium.make(HOPPER), np.random.default_rng(3002), 0.0, False
+    obs, _ = env.reset(seed=3002)
+    while not over:
+        action = np.clip(act(obs[None], rng.random(1))[0], -1, 1)
+        obs, reward, terminated, truncated, _ = env.step(action)
+        total, over = total + reward, terminated or truncated
+    assert d4rl_evaluation.evaluate(HOPPER, act, 4, seed=3)[2] == total
+
+
+def test_returns_do_not_depend_on_processes():
     """Each episode has its own random numbers, and an observation is never acted on in company."""
     envs = [gymnasium.make(HOPPER) for _ in range(4)]
     here = d4rl_evaluation._play_here(envs, act, list(range(4)), seed=3)
@@ -65,7 +76,7 @@ def test_returns_do_not_depend_on_the_number_of_processes():
         workers[0].ask(0)
 
 
-def test_an_interrupted_evaluation_leaves_nothing_behind(monkeypatch):
+def test_an_interrupted_evaluation(monkeypatch):
     """Answers that nobody has read would be taken for those of the next evaluation."""
     monkeypatch.setattr(d4rl_evaluation, "SPREAD", (HOPPER,))
     monkeypatch.setenv("D4RL_PROCESSES", "2")
@@ -164,7 +175,7 @@ def still(obs, uniform):
     return np.zeros((len(obs), 3))
 
 
-def test_observations_and_rewards_that_are_not_finite(monkeypatch):
+def test_observations_that_are_not_finite(monkeypatch):
     for bad in ((np.nan, 0), (np.inf, 0), (0, np.nan)):
         odd(monkeypatch, (0, 0), (0, 1), bad)
         said = only_sentence(d4rl_evaluation.evaluate, HOPPER, still, 2, 0)
@@ -175,7 +186,7 @@ def test_observations_and_rewards_that_are_not_finite(monkeypatch):
     assert d4rl_evaluation.evaluate(HOPPER, still, 2, 0) == [3, 3]
 
 
-def test_whole_numbers_do_not_cut_what_follows(monkeypatch):
+def test_whole_numbers(monkeypatch):
     """Of an environment that counts in its first observation and measures in the next."""
     odd(monkeypatch, (0, 0), (0.5, 0), (0, 0))
     seen = []
@@ -184,7 +195,7 @@ def test_whole_numbers_do_not_cut_what_follows(monkeypatch):
 
 
 # --- before training ---
-def test_the_environment_is_built_once_and_kept(monkeypatch):
+def test_built_once_and_kept(monkeypatch):
     """What was built before training plays the first evaluation, and changes nothing of it."""
     expected = d4rl_evaluation.evaluate(HOPPER, act, 4, seed=3)
     d4rl_evaluation._kept_environments.cache_clear()
@@ -199,13 +210,13 @@ def test_the_environment_is_built_once_and_kept(monkeypatch):
     assert d4rl_evaluation.evaluate(HOPPER, act, 4, seed=3) == expected and len(made) == 4
 
 
-def test_the_worker_is_started_once_and_kept(monkeypatch):
+def test_started_once_and_kept(monkeypatch):
     expected = d4rl_evaluation.evaluate(HOPPER, act, 3, seed=3)
     monkeypatch.setattr(d4rl_evaluation, "SPREAD", (HOPPER,))
     monkeypatch.setenv("D4RL_PROCESSES", "2")
     d4rl_evaluation.playable_task(HOPPER, Path("x"))
-    d4rl_evaluation.compare(HOPPER, {"observations": np.zeros((9, 11)), "actions": np.ones((9, 3))}, "x")
     (first,) = d4rl_evaluation._kept_workers(HOPPER, "x")
+    d4rl_evaluation.compare(HOPPER, {"observations": np.zeros((9, 11)), "actions": np.ones((9, 3))}, "x")
     assert d4rl_evaluation.evaluate(HOPPER, act, 3, seed=3, h5path="x") == expected
     assert len(d4rl_evaluation._kept_workers(HOPPER, "x")) == 2
     assert d4rl_evaluation._kept_workers(HOPPER, "x")[0] is first
@@ -324,7 +335,7 @@ def recorded(rows: int = 400) -> dict[str, np.ndarray]:
     return {key: values[:rows].copy() for key, values in data.items()}
 
 
-def test_compare_names_what_the_environment_shows_otherwise():
+def test_compare_names_other_values():
     assert d4rl_evaluation.compare(MAZE, recorded()) == []
     constant = recorded()
     start = constant["observations"][0, 1]
@@ -344,6 +355,13 @@ def test_compare_names_what_the_environment_shows_otherwise():
     assert "entry 0 of an observation is between -100 and -99 in the data, but " in said
     scaled["observations"] = scaled["observations"] - 1e4
     assert len(d4rl_evaluation.compare(MAZE, scaled)) == 4
+
+
+def test_compare_at_ten_widths(monkeypatch):
+    data = {"observations": np.eye(11), "actions": np.zeros((9, 3))}  # every entry between 0 and 1
+    for value, count in ((10.9, 0), (-9.9, 0), (11.1, 6), (-10.1, 6)):
+        odd(monkeypatch, (0, 0), (value, 0), (0, 0))
+        assert len(d4rl_evaluation.compare(HOPPER, data)) == count
 
 
 def test_compare_names_five_entries_of_many():

@@ -11,16 +11,19 @@ import itertools
 import pytest
 import test_baselines
 import test_d4rl
+import test_evaluation
 import test_losses
 import test_resume
+import test_robomimic
 import test_runs
 import test_scripts
 import test_vqvae
 from common import PATHS, ROOT, SAQ, SCRIPTS, load
 
-TESTS = (test_losses, test_baselines, test_d4rl, test_vqvae, test_runs, test_resume, test_scripts)
+TESTS = (test_losses, test_baselines, test_d4rl, test_evaluation, test_robomimic, test_vqvae)
+TESTS += (test_runs, test_resume, test_scripts)
 FILES = PATHS | {"vqvae": ROOT / "vqvae.py", "runs": ROOT / "d4rl/runs.py"}
-FILES |= {"d4rl/data": ROOT / "d4rl/data.py"}
+FILES |= {f"d4rl/{name}": ROOT / f"d4rl/{name}.py" for name in ("data", "evaluation", "robomimic_tasks")}
 BY_HAND = "training_equals_a_loop_by_hand"
 REWARDS = r"""
 load_data | 1000 / d4rl => -1000 / d4rl
@@ -447,6 +450,79 @@ warnings | if 2 * here < max(before, after): => if False:
 warnings_about_lengths | append=len(terminals) - 1) => append=ends[-1])
 warnings_about_lengths | terminals[ends] & (lengths => (lengths
 """,
+    "d4rl/evaluation": r"""
+actions_that_are_none | if actions.shape != (len(obs), size): => if False:
+actions_that_are_none | if not np.isfinite(actions).all(): => if False:
+actions_that_are_none | if not np.isfinite(actions).all(): => if np.isnan(actions).any():
+observations_that_are_not_finite | (np.isfinite(obs).all() and np.isfinite(reward)) => np.isfinite(obs).all()
+observations_that_are_not_finite | (np.isfinite(obs).all() and np.isfinite(reward)) => np.isfinite(reward)
+whole_numbers | obs.astype(float) => obs
+built_once_and_kept | make_one() for _ in range(count - len(kept)) => make_one() for _ in range(count)
+built_once_and_kept | kept += [make_one => kept = [make_one
+an_episode_by_hand | default_rng(1000 * seed + i) for i => default_rng(1000 * seed) for i
+an_episode_by_hand | _respond(env, 1000 * seed + i)[0] => _respond(env, seed + i)[0]
+started_once_and_kept | h5path = h5path and str(h5path) => pass
+environments_that_cannot_be_made | if sizes != ( => if False and sizes != (
+environments_that_cannot_be_made | raise _broken(spec, "reset", error) from error => raise
+environments_that_cannot_be_made | raise _broken(spec, "built", error) from error => raise
+a_worker_that_cannot_start | (EOFError, ConnectionError):\n            _ => KeyError:\n            _
+a_worker_uses_the_package_beside_it | "-P", "-c", code => "-c", code
+a_video_without_opengl | _Worker(spec.env_id, h5path, video=True).end(0) => pass
+a_video_without_opengl | if video:  # OpenGL => if False:  # OpenGL
+a_video_without_moviepy | find_spec("moviepy") is None => find_spec("moviepy") is ...
+compare_names_other_values | low - played, played - high) => low - played, low - played)
+compare_names_other_values | low - played, played - high) => played - high, played - high)
+compare_at_ten_widths | np.maximum(10 * width, => np.maximum(9 * width,
+compare_at_ten_widths | np.maximum(10 * width, => np.maximum(12 * width,
+compare_names_other_values | 1e-3 * np.maximum(size, 1) => np.maximum(size, 1)
+compare_names_other_values | played[row[column], column] => played[0, column]
+compare_names_other_values | if width[column] else => if not width[column] else
+compare_names_five_entries_of_many | if len(sentences) > 5: => if False:
+compare_plays_the_datas_actions | if not over: => if True:
+compare_plays_the_datas_actions | [:COMPARED_STEPS] => [: COMPARED_STEPS - 1]
+compare_plays_the_datas_actions | played, over = [respond(0)[0]] => played, over = [respond(1)[0]]
+returns_do_not_depend_on_processes | env.reset(seed=message) => env.reset()
+returns_do_not_depend_on_processes | np.clip(message, space.low, space.high) => message / 2
+the_time_limit_ends_an_episode | over = terminated or truncated => over = terminated
+an_interrupted_evaluation | _kept_workers.cache_clear()\n        for => for
+a_number_of_processes_that_is_none | or int(wanted) == 0 =>
+""",
+    "d4rl/robomimic_tasks": r"""
+demonstrations | int(part) if part.isdigit() else part => part
+demonstrations | "terminals": rewards > 0, => "terminals": last,
+rewards_become_success | values.tolist() == [0, 1] => len(values) == 2
+rewards_become_success | values.tolist() == [0, 1] => False
+rewards_become_success | success = rewards == values[1] => success = rewards > 0
+rewards_become_success | if len(values) == 2: => if False:
+rewards_become_success | success", dones == 1 => success", (dones == 1) & ~last
+rewards_become_success | if len(values) > 1 and success[last].all(): => if False:
+rewards_become_success | if len(values) > 1 and success[last] => if success[last]
+rewards_become_success | success = before | (success & => success = before & (success &
+rewards_become_success | (rewards >= rewards[before].min()) => (rewards > rewards[before].min())
+rewards_become_success | count = sum(part.any() => count = sum(part.all()
+rewards_that_do_not_say_success | not np.isfinite(values).all() or => 
+rewards_that_do_not_say_success | if dones is None or not dones.any(): => if dones is None:
+rewards_that_do_not_say_success | if not np.isin(dones, (0, 1)).all(): => if False:
+rewards_that_do_not_say_success | if not before.any(): => if False:
+without_next_observations | kept = ~last | (rewards > 0) => kept = ~last
+without_next_observations | kept = ~last | (rewards > 0) => kept = rewards >= 0
+without_next_observations | last | np.append(~kept[1:], False) => last
+without_next_observations | np.arange(1, len(last) + 1) => np.arange(len(last))
+without_next_observations | (last & (rewards == 0)).sum() => last.sum()
+files_of_other_makers | if isinstance(file["data"][name], h5py.Group)] => ]
+files_of_other_makers | if "actions" in group or "obs" in group] => ]
+files_of_other_makers | "body_parts" in json.dumps(controllers) => False
+damaged_files | or "obs" in group] => ]
+damaged_files | if values.shape != wanted or => if
+damaged_files | or values.dtype.kind not in "biuf" =>
+damaged_files | if outside > 0.5: => if False:
+damaged_files | if _is_absolute(controllers): => if False:
+damaged_files | controllers.get("control_delta") is False or => 
+damaged_files | or controllers.get("input_type") == "absolute" =>
+damaged_files | return any(map(_is_absolute, controllers.values())) => return False
+damaged_files | if not version and "body_parts" => if not version or "body_parts"
+damaged_files | "body_parts" in json.dumps(controllers) => True
+""",
     "runs": r"""
 settings_per_domain | env_id.startswith(begin) => env_id.endswith(begin)
 settings_per_domain | defaults |= values => defaults = values | defaults
@@ -479,9 +555,10 @@ resume_after_a_kill_in_any_file | return state["step"] => return 0
 resume_after_a_kill_in_any_file | "optimizer": optimizer.state_dict(), => "optimizer": {},
 quantizer_of_another_run | other["stages"]["quantizer"] => {**other["stages"]["quantizer"], "step": 0}
 quantizer_of_another_run | if row["stage"] == "quantizer" =>
-losses_that_are_not_finite_stop | if not torch.isfinite(total): => if False:
+losses_that_are_not_finite_stop | if not value.isfinite().all(): => if False:
 losses_that_are_not_finite_stop | if self.count % 100 == 0: => if False:
-losses_that_are_not_finite_stop | self._check_finite()\n        seconds => seconds
+losses_that_are_not_finite_stop | self._check_finite(self.sums | measured)\n => pass\n
+measurements_that_are_not_finite_stop | (self.sums | measured) => (self.sums)
 losses_that_are_not_finite_stop | self.step + 1, time => self.step, time
 log_and_record | self.sums.get(name, 0) + metric => metric
 log_and_record | float(total) / self.count => float(total)

@@ -15,11 +15,12 @@ import pytest
 from common import play, run, tiny
 
 import d4rl
-from d4rl import robomimic_tasks
+from d4rl import robomimic_tasks as d4rl_robomimic_tasks
 
 STANDINS = os.environ.get("SAQ_STANDIN_DIR", "")
 standins = pytest.mark.skipif(not STANDINS, reason="SAQ_STANDIN_DIR names no folder with stand-in datasets")
 robosuite = pytest.mark.skipif(not find_spec("robosuite"), reason="robosuite is not installed")
+LIFT = d4rl.task("robomimic/lift-ph")
 OSC = {"type": "OSC_POSE", "input_max": 1, "input_min": -1, "kp": 150, "damping": 1, "ramp_ratio": 0.2}
 OSC |= {"output_max": [0.05] * 3 + [0.5] * 3, "output_min": [-0.05] * 3 + [-0.5] * 3, "kp_limits": [0, 300]}
 OSC |= {"damping_limits": [0, 10], "position_limits": None, "orientation_limits": None, "interpolation": None}
@@ -38,7 +39,7 @@ def env_args(task: str, version: str = "1.5.2") -> dict:
         kwargs |= {"env_configuration": "single-arm-opposed"}
     if not version.startswith("1.4"):
         kwargs["lite_physics"] = False
-    name = robomimic_tasks.ENVIRONMENTS[task]
+    name = d4rl_robomimic_tasks.ENVIRONMENTS[task]
     return {"env_name": name, "env_version": version, "type": 1, "env_kwargs": kwargs}
 
 
@@ -100,7 +101,7 @@ def test_demonstrations(tmp_path):
     path = write(tmp_path / "f.hdf5", lengths=tuple(range(3, 15)))  # by name, demo_10 comes before demo_2
     with h5py.File(path, "r+") as file:
         file["data/demo_1/rewards"][...] = 0
-    data = d4rl.get_dataset("robomimic/lift-ph", path)
+    data = d4rl_robomimic_tasks.read(LIFT, path)
     np.testing.assert_allclose(np.unique(data["actions"]), np.arange(12) / 10, rtol=1e-6)
     np.testing.assert_array_equal(np.flatnonzero(data["timeouts"]), np.cumsum(range(3, 15)) - 1)
     assert data["rewards"][:12].tolist() == [0, 1, 1, *[0] * 7, 1, 1]
@@ -108,7 +109,7 @@ def test_demonstrations(tmp_path):
     assert d4rl.episode_returns("robomimic/lift-ph", data).tolist() == [1, 0] + [1] * 10  # at success, once
     transitions = d4rl.qlearning_dataset("robomimic/lift-ph", path)
     for key, values in transitions.items():
-        np.testing.assert_array_equal(values, data[key])
+        np.testing.assert_array_equal(values, np.asarray(data[key], values.dtype))
 
 
 def change(path: Path, changes: dict) -> Path:
@@ -145,14 +146,14 @@ def with_rewards(path: Path, *arrays) -> Path:
 
 
 @pytest.mark.parametrize("case", REWARDS)
-def test_rewards_become_those_of_the_environment(case, tmp_path):
+def test_rewards_become_success(case, tmp_path):
     """1 at success, wherever a file says clearly when that is; it is told how that was read."""
     *arrays, success, sentence = REWARDS[case]
     path = with_rewards(tmp_path / "f.hdf5", *arrays)
-    data = d4rl.get_dataset("robomimic/lift-ph", path)
+    data = d4rl_robomimic_tasks.read(LIFT, path)
     assert data["rewards"].tolist() == data["terminals"].tolist() == success
     assert data["timeouts"].tolist() == [0, 0, 0, 1, 0, 0, 1]
-    said = robomimic_tasks.remarks(d4rl.task("robomimic/lift-ph"), path)
+    said = d4rl_robomimic_tasks.remarks(LIFT, path)
     assert len(said) == bool(sentence) and sentence in "".join(said)
 
 
@@ -171,30 +172,31 @@ UNCLEAR = {
 @pytest.mark.parametrize("case", UNCLEAR)
 def test_rewards_that_do_not_say_success(case, tmp_path):
     *arrays, sentence = UNCLEAR[case]
+    path = with_rewards(tmp_path / "f.hdf5", *arrays)
     with pytest.raises(d4rl.DatasetError, match=sentence):
-        d4rl.get_dataset("robomimic/lift-ph", with_rewards(tmp_path / "f.hdf5", *arrays))
+        d4rl.qlearning_dataset("robomimic/lift-ph", dataset=d4rl_robomimic_tasks.read(LIFT, path))
 
 
 def test_without_next_observations(tmp_path):
     """A last row that is no success has no next state, and is dropped; a success needs none."""
     path = with_rewards(tmp_path / "f.hdf5", [0, 0, 0, 0], [0, 0, 1], None, None)
-    whole = d4rl.get_dataset("robomimic/lift-ph", path)
+    whole = d4rl_robomimic_tasks.read(LIFT, path)
     change(path, {"data/demo_0/next_obs": None, "data/demo_1/next_obs": None})
-    data, rows = d4rl.get_dataset("robomimic/lift-ph", path), [0, 1, 2, 4, 5, 6]
+    data, rows = d4rl_robomimic_tasks.read(LIFT, path), [0, 1, 2, 4, 5, 6]
     for key in ("observations", "actions", "rewards", "terminals"):
         np.testing.assert_array_equal(data[key], whole[key][rows])
     np.testing.assert_array_equal(data["next_observations"][:5], whole["next_observations"][rows[:5]])
     assert data["timeouts"].tolist() == [0, 0, 1, 0, 0, 1]
     for key, values in d4rl.qlearning_dataset("robomimic/lift-ph", path).items():
-        np.testing.assert_array_equal(values, data[key])
-    (said,) = robomimic_tasks.remarks(d4rl.task("robomimic/lift-ph"), path)
+        np.testing.assert_array_equal(values, np.asarray(data[key], values.dtype))
+    (said,) = d4rl_robomimic_tasks.remarks(LIFT, path)
     assert "no next_obs: 1 demonstrations without success" in said
 
 
 def test_files_of_other_makers(tmp_path):
     """Other names of demonstrations, groups beside them, no version of robosuite."""
     path = write(tmp_path / "f.hdf5", lengths=(3, 2, 2))
-    usual = d4rl.get_dataset("robomimic/lift-ph", path)
+    usual = d4rl_robomimic_tasks.read(LIFT, path)
     with h5py.File(path, "r+") as file:
         for number, name in enumerate(("ep2-run1", "ep2-run9", "ep2-run10")):
             file["data"].move(f"demo_{number}", name)
@@ -203,9 +205,9 @@ def test_files_of_other_makers(tmp_path):
         args = env_args("lift")
         del args["env_version"]
         file["data"].attrs["env_args"] = json.dumps(args)
-    for key, values in d4rl.get_dataset("robomimic/lift-ph", path).items():
+    for key, values in d4rl_robomimic_tasks.read(LIFT, path).items():
         np.testing.assert_array_equal(values, usual[key])
-    assert robomimic_tasks.remarks(d4rl.task("robomimic/lift-ph"), path) == []
+    assert d4rl_robomimic_tasks.remarks(LIFT, path) == []
 
 
 def controlled(version: str, **settings) -> dict:
@@ -247,8 +249,9 @@ DAMAGE = {  # what takes the place of what in a file, and what is said
 
 @pytest.mark.parametrize(("changes", "sentence"), DAMAGE.values(), ids=DAMAGE)
 def test_damaged_files(changes, sentence, tmp_path):
+    path = change(write(tmp_path / "f.hdf5"), changes)
     with pytest.raises(d4rl.DatasetError, match=sentence) as error:
-        d4rl.get_dataset("robomimic/lift-ph", change(write(tmp_path / "f.hdf5"), changes))
+        d4rl.qlearning_dataset("robomimic/lift-ph", dataset=d4rl_robomimic_tasks.read(LIFT, path))
     assert "\n" not in str(error.value)
 
 
