@@ -94,6 +94,8 @@ def _problem(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in FULL | BARRED:
         advice = "make room" if error.errno in FULL else "it has to be readable and writable"
         return f"{error.filename or 'disk'}: {os.strerror(error.errno)}; {advice}{_how_to_go_on()}"
+    if text.startswith("Error(s) in loading state_dict"):
+        return f"the run has other networks than this script: use the version that trained it ({text[:200]})."
     words = "out of memory", "allocate memory", "ALLOC_FAILED"
     no_memory = isinstance(error, RuntimeError) and any(word in text for word in words)
     if no_memory or isinstance(error, MemoryError | torch.OutOfMemoryError):
@@ -236,7 +238,7 @@ def _read(path: Path) -> tuple[dict, str]:
         saved = torch.load(path, weights_only=True, map_location="cpu")
         wanted = {"script", "args", "spaces", "stages", "history", "returns"}
         return (saved, "") if not damaged and wanted <= saved.keys() else ({}, "damaged, or not a run's")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}, "no such file"
     except PermissionError:
         return {}, "may not be read"
@@ -332,6 +334,10 @@ class Run:
         except Timeout:
             who = holder.read_text() if holder.exists() else "another process"
             raise UsageError(f"{self.folder} is in use by {who}; wait until it ends, or stop it.") from None
+        except (OSError, NotImplementedError) as error:
+            if getattr(error, "errno", None) in FULL | BARRED:
+                raise
+            _say(f"{self.folder} is on a drive without locks: take care that no other process trains in it.")
         since = f"{datetime.now():%Y-%m-%d %H:%M:%S}"
         _write(holder, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
 
@@ -459,13 +465,14 @@ class Run:
             self.sums[name] = self.sums.get(name, 0) + metric.detach()
         self.count, self.step, self.last = self.count + 1, self.step + 1, time.time()
         if self.count % 100 == 0:  # looking costs time on a GPU
-            self._check_finite()
+            self._check_finite(self.sums)
 
-    def _check_finite(self):
+    def _check_finite(self, metrics: dict):
         """A sum that is not finite stays so: whatever comes after would be no result."""
-        for name, total in self.sums.items():
-            if not torch.isfinite(total):
-                problem = f"{name} is {float(total)} by update {self.step} of stage {self.stage}"
+        for name, value in metrics.items():
+            value = torch.as_tensor(value, dtype=torch.float64)  # a number, or a list of them
+            if not value.isfinite().all():
+                problem = f"{name} is {value.max().item()} by update {self.step} of stage {self.stage}"
                 advice = "a smaller --lr may help, or a look at the data: python -m d4rl check"
                 raise UsageError(f"{problem}, and training has stopped ({self.folder} keeps what was saved); {advice}.")
 
@@ -474,7 +481,7 @@ class Run:
 
         `measured` is added to the means of what was logged; its "returns" are those of an evaluation.
         """
-        self._check_finite()
+        self._check_finite(self.sums | measured)
         seconds = self.saved["stages"].get(stage, {"seconds": 0.0})["seconds"] + time.time() - self.start
         row = {name: float(total) / self.count for name, total in self.sums.items()}
         row[f"time/{stage}_updates_per_second"] = self.count / (self.last - self.start)

@@ -210,6 +210,8 @@ def test_what_is_no_run(tmp_path):
         for flag in ("--resume", "--evaluate", "--quantizer-from"):
             with pytest.raises(d4rl.UsageError, match="not the folder of a run"):
                 parse(flag, tmp_path / name)
+    with pytest.raises(d4rl.UsageError, match="no such file"):
+        runs.read_run(whole / "checkpoint.pt")
     assert not list((tmp_path / "empty").iterdir()) and not (tmp_path / "nowhere").exists()
 
 
@@ -271,6 +273,23 @@ def test_files_of_a_run(tmp_path):
 def test_id_with_a_slash(tmp_path):
     folder = train(Args(runs_dir=str(tmp_path), env_id="robomimic/lift-ph"))
     assert folder.parent == tmp_path and folder.name.startswith("robomimic-lift-ph__toy__0__")
+
+
+@pytest.mark.parametrize(
+    "measured", [{"vqvae/heldout_error": float("nan")}, {"returns": [1.0, float("inf")]}]
+)
+def test_measurements_that_are_not_finite_stop(measured, tmp_path):
+    """As after a last update that ruins the weights."""
+    model = torch.nn.Linear(1, 1)
+    rest = model, torch.optim.Adam(model.parameters()), torch.Generator()
+    run = runs.Run("toy", Args(runs_dir=str(tmp_path)), SPACES)
+    run.restore("quantizer", *rest)
+    run.log({"losses/q": torch.tensor(1.0)})
+    with pytest.raises(
+        d4rl.UsageError, match=f"{next(iter(measured))} is (nan|inf) by update 1 of stage quant"
+    ):
+        run.record("quantizer", 1, 1, measured, *rest)
+    assert not read_csv(run.folder)
 
 
 @pytest.mark.parametrize("updates", [100, 3])
@@ -618,8 +637,9 @@ def test_two_processes(tmp_path):
     said = subprocess.run(second, **settings, stderr=subprocess.PIPE).stderr
     who = f"{folder} is in use by process {os.getpid()} on {socket.gethostname()} since 20"
     assert said.startswith(f"refused: {who}") and said.endswith("; wait until it ends, or stop it.\n")
-    train(parse("--resume", folder))  # releases it
-    del first
+    assert (
+        train(parse("--resume", folder)) == first.folder
+    )  # which is alive; the lock is released all the same
     with subprocess.Popen(second, **settings) as process:
         while "holds" not in (line := process.stdout.readline()):
             assert line, "it got no lock"
@@ -629,6 +649,20 @@ def test_two_processes(tmp_path):
         assert {path: path.read_bytes() for path in folder.iterdir()} == before
         process.kill()
     train(parse("--resume", folder))
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOLCK, ""), NotImplementedError(), OSError(errno.EROFS, "")]
+)
+def test_drive_without_locks(error, tmp_path, monkeypatch, capsys):
+    """Trains, with a word."""
+    monkeypatch.setattr(runs.FileLock, "acquire", lambda self: raising(error)())
+    if error.args and error.errno == errno.EROFS:
+        with pytest.raises(OSError):
+            train(Args(runs_dir=str(tmp_path)))
+    else:
+        folder = train(Args(runs_dir=str(tmp_path)))
+        assert f"{folder} is on a drive without locks: take care" in capsys.readouterr().out
 
 
 # --- the way out ---
@@ -668,6 +702,11 @@ MENDABLE = [
     (
         RuntimeError(ALLOCATOR),
         f"out of memory ({ALLOCATOR}); use smaller sizes, less data or another --device.",
+    ),
+    (
+        RuntimeError("Error(s) in loading state_dict for Learner: q"),
+        "the run has other networks than this script: use the version that trained it "
+        "(Error(s) in loading state_dict for Learner: q).",
     ),
     (torch.OutOfMemoryError("On"), "out of memory (On); use smaller sizes, less data or another --device."),
 ]
