@@ -468,7 +468,6 @@ environments_that_cannot_be_made | raise _broken(spec, "built", error) from erro
 a_worker_that_cannot_start | (EOFError, ConnectionError):\n            _ => KeyError:\n            _
 a_worker_uses_the_package_beside_it | "-P", "-c", code => "-c", code
 a_video_without_opengl | _Worker(spec.env_id, h5path, video=True).end(0) => pass
-a_video_without_opengl | if video:  # OpenGL => if False:  # OpenGL
 a_video_without_moviepy | find_spec("moviepy") is None => find_spec("moviepy") is ...
 compare_names_other_values | low - played, played - high) => low - played, low - played)
 compare_names_other_values | low - played, played - high) => played - high, played - high)
