@@ -281,7 +281,7 @@ def test_spaces_that_are_not_numbers():
         "actions hold whole numbers (int64)": (numbers, spaces.Box(-3, 3, (2,), np.int64)),
         "observations hold Text": (spaces.Dict(a=numbers, b=spaces.Text(5)), numbers),
         "observations hold images": (spaces.Dict(a=numbers, b=image), numbers),
-        "names no environment": (numbers, numbers),
+        "names no environment": (spaces.Box(0, 9, (2,), np.int64), numbers),
     }
     for number, (message, (observations, actions)) in enumerate(odd.items()):
         env_id = f"my/odd-v{number}"
