@@ -41,9 +41,8 @@ def task(env_id: str) -> Task:
                 whole = name == "actions" and part.dtype.kind != "f"  # a policy's actions would be cut to these
                 kind = "images (Box of uint8)" if part.dtype == np.uint8 else f"whole numbers ({part.dtype})" * whole
             if kind:
-                raise DatasetError(
-                    f"{env_id}: {name} hold {kind}; choose a dataset whose {name} are real numbers (Box)."
-                )
+                advice = f"choose a dataset whose {name} are real numbers (Box)"
+                raise DatasetError(f"{env_id}: {name} hold {kind}; {advice}.")
     horizon = _environment(dataset).get("max_episode_steps")
     if not horizon:
         advice = "record it from an environment of gymnasium.make with max_episode_steps."
