@@ -61,7 +61,7 @@ saq_bc.runs.guard(saq_bc.main, saq_bc.parse_args)
 
 
 def test_an_update_that_waits_for_the_gpu_is_refused(tmp_path):
-    """In a process of its own: a recording that failed leaves PyTorch's random state as it was inside of it."""
+    """In a process of its own: a recording that fails leaves PyTorch's random state in the middle of it."""
     command = [
         sys.executable,
         "-c",
