@@ -39,9 +39,10 @@ RESUME = {"resume", "steps", "dataset_path", "device", "cuda_graph", "threads", 
 PLAY = {"evaluate", "dataset_path", "device", "threads", "capture_video", "seed", "eval_episodes"}
 QUANTIZER = {"vqvae_steps", "vqvae_hidden_dim", "codebook_size", "embedding_dim", "codebook_form", "revive"}
 QUANTIZER |= {"condition_on_obs"}
-# The highest value of an argument whose script gives none; sizes: SIZE, other numbers: 1e9.
-HIGHEST = {"batch_size": 2**20, "eval_episodes": 10_000, "threads": 1024}
-SIZE = 2**16
+# Highest values where a script gives none (else 1e9): beyond them, memory runs out without a word.
+HIGHEST = {"batch_size": 2**20, "codebook_size": 2**16, "eval_episodes": 10_000, "threads": 2**10}
+HIGHEST |= dict.fromkeys(("hidden_dim", "vqvae_hidden_dim", "embedding_dim"), 2**13)
+HIGHEST |= dict.fromkeys(("num_actions", "num_candidates", "num_draws"), 2**13)
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 
 
@@ -137,8 +138,7 @@ def parse_args(cls, script: str, settings: dict, limits: dict, play: tuple = (),
         flag = f"--{name.replace('_', '-')} is {value}"
         if name in fixed and value != fixed[name]:
             raise UsageError(f"{flag}, but {fixed[name]} in {folder}, and has to stay so; leave the flag out.")
-        highest = HIGHEST.get(name, SIZE if name.endswith(("_size", "_dim")) or name.startswith("num_") else 1e9)
-        low, high = limits.get(name, (1 if isinstance(value, int) else 0, highest))
+        low, high = limits.get(name, (1 if isinstance(value, int) else 0, HIGHEST.get(name, 1e9)))
         if type(value) in (int, float) and not low <= value <= high:
             raise UsageError(f"{flag}; it has to be at least {low:,g} and at most {high:,.12g}.")
     if early.resume:
