@@ -503,11 +503,7 @@ rewards_that_do_not_say_success | not np.isfinite(values).all() or =>
 rewards_that_do_not_say_success | if dones is None or not dones.any(): => if dones is None:
 rewards_that_do_not_say_success | if not np.isin(dones, (0, 1)).all(): => if False:
 rewards_that_do_not_say_success | if not before.any(): => if False:
-without_next_observations | kept = ~last | (rewards > 0) => kept = ~last
-without_next_observations | kept = ~last | (rewards > 0) => kept = rewards >= 0
-without_next_observations | last | np.append(~kept[1:], False) => last
-without_next_observations | np.arange(1, len(last) + 1) => np.arange(len(last))
-without_next_observations | (last & (rewards == 0)).sum() => last.sum()
+without_next_observations | or _has(groups, prefix): => or True:
 files_of_other_makers | if isinstance(file["data"][name], h5py.Group)] => ]
 files_of_other_makers | if "actions" in group or "obs" in group] => ]
 files_of_other_makers | "body_parts" in json.dumps(controllers) => False
@@ -579,9 +575,9 @@ files_of_a_run | max(scores),\n => scores[-1],\n
 files_of_a_run | "returns": returns => "returns": []
 files_of_a_run | {"script": script, **self.saved["args"]} => self.saved["args"]
 files_of_a_run | str(row.get(name, "")) for name in columns => str(value) for value in row.values()
-limits | (1 if isinstance(value, int) else 0, highest) => (0, highest)
+limits | (1 if isinstance(value, int) else 0, HIGHEST => (0, HIGHEST
 limits | "eval_episodes": 10_000, =>
-limits | SIZE if name.endswith(("_size", "_dim")) => SIZE if False
+limits | HIGHEST.get(name, 1e9) => 1e9
 flags_of_a_resumed_run | RESUME = {"resume", => RESUME = {"resume", "seed",
 what_is_no_run | damaged = file.testzip() => damaged = None
 what_is_no_run | and wanted <= saved.keys() =>
