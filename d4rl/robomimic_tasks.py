@@ -27,6 +27,7 @@ ENVIRONMENTS = {
 }
 ROBOT_KEYS = {"eef_pos": 3, "eef_quat": 4, "gripper_qpos": 2}
 
+INSTALL = 'pip install -e "./d4rl[robomimic]" in the clone.'
 RELATIVE = "pass a file whose actions are changes of the pose, scaled to [-1, 1]"
 
 
@@ -46,12 +47,9 @@ def read(spec: Task, path: Path) -> dict[str, np.ndarray]:
     """The demonstrations in the order of their numbers, one row per step, not yet checked.
 
     Returns:
-        observations and next_observations (N, observation size); actions (N, action size); rewards (N,): 1 at success,
-        see `_success`; terminals (N,): the same, because an episode ends at success (a demonstration may stay there for
-        some rows); timeouts (N,): the last row of each demonstration.
-
-    A file without next_obs has the next row instead, but for the last row of a demonstration: it is dropped unless it
-    is a success, which needs no next observation.
+        observations and, if the file has them, next_observations (N, observation size); actions (N, action size);
+        rewards (N,): 1 at success, see `_success`; terminals (N,): the same, because an episode ends at success (a
+        demonstration may stay there for some rows); timeouts (N,): the last row of each demonstration.
     """
     with h5py.File(path) as file:
         old = _environment_args(spec, path, file)["env_version"].startswith("1.4")
@@ -68,26 +66,14 @@ def read(spec: Task, path: Path) -> dict[str, np.ndarray]:
     if outside > 0.5:
         problem = f"{100 * outside:.0f} % of the actions reach outside [-1, 1], as absolute poses do"
         raise DatasetError(f"{path}: {problem}; {RELATIVE}.")
-    arrays |= {"rewards": rewards, "terminals": rewards > 0, "timeouts": last}
-    if "next_observations" not in arrays:
-        following = np.where(last, np.arange(len(last)), np.arange(1, len(last) + 1))
-        arrays["next_observations"] = arrays["observations"][following]
-        kept = ~last | (rewards > 0)
-        arrays["timeouts"] = last | np.append(~kept[1:], False)
-        arrays = {name: values[kept] for name, values in arrays.items()}
-    return arrays
+    return arrays | {"rewards": rewards, "terminals": rewards > 0, "timeouts": last}
 
 
 def remarks(spec: Task, path: Path) -> list[str]:
-    """What a user has to know of how a file is read, in sentences; none of robomimic's own files."""
+    """What a user has to know of how the rewards are read: a sentence, or none of robomimic's own files."""
     with h5py.File(path) as file:
-        groups = _demonstrations(path, file)
-        rewards, last, remark = _success(spec, path, groups)
-        dropped = 0 if _has(groups, "next_obs") else (last & (rewards == 0)).sum()
-    sentences = [remark] if remark else []
-    if dropped:
-        sentences.append(f"there is no next_obs: {dropped} demonstrations without success at their end lose its row.")
-    return sentences
+        remark = _success(spec, path, _demonstrations(path, file))[2]
+    return [remark] if remark else []
 
 
 def _numbered(name: str) -> list:
@@ -324,8 +310,7 @@ def _resize_cube(lift):
 def check_robosuite():
     """DatasetError if robosuite is missing."""
     if importlib.util.find_spec("robosuite") is None:
-        advice = 'pip install -e "./d4rl[robomimic]" in the clone.'
-        raise DatasetError(f"robomimic's tasks are played in robosuite, which is missing: {advice}")
+        raise DatasetError(f"robomimic's tasks are played in robosuite, which is missing: {INSTALL}")
 
 
 def _robosuite():
@@ -334,6 +319,9 @@ def _robosuite():
     logging.disable(logging.WARNING)
     try:
         import robosuite
+    except Exception as error:  # of any of the packages that it needs
+        problem = f"robosuite cannot be imported here ({type(error).__name__}: {error})".replace("\n", " ")
+        raise DatasetError(f"{problem}; {INSTALL}") from error
     finally:
         logging.disable(logging.NOTSET)
     return robosuite

@@ -178,19 +178,16 @@ def test_rewards_that_do_not_say_success(case, tmp_path):
 
 
 def test_without_next_observations(tmp_path):
-    """A last row that is no success has no next state, and is dropped; a success needs none."""
+    """A last row that is no success has no next state, and makes no transition; a success needs none."""
     path = with_rewards(tmp_path / "f.hdf5", [0, 0, 0, 0], [0, 0, 1], None, None)
-    whole = d4rl_robomimic_tasks.read(LIFT, path)
+    whole = d4rl.qlearning_dataset("robomimic/lift-ph", path)
     change(path, {"data/demo_0/next_obs": None, "data/demo_1/next_obs": None})
-    data, rows = d4rl_robomimic_tasks.read(LIFT, path), [0, 1, 2, 4, 5, 6]
+    read = d4rl_robomimic_tasks.read(LIFT, path)
+    assert read["timeouts"].tolist() == [0, 0, 0, 1, 0, 0, 1] and "next_observations" not in read
+    data, rows = d4rl.qlearning_dataset("robomimic/lift-ph", dataset=read), [0, 1, 2, 4, 5, 6]
     for key in ("observations", "actions", "rewards", "terminals"):
         np.testing.assert_array_equal(data[key], whole[key][rows])
     np.testing.assert_array_equal(data["next_observations"][:5], whole["next_observations"][rows[:5]])
-    assert data["timeouts"].tolist() == [0, 0, 1, 0, 0, 1]
-    for key, values in d4rl.qlearning_dataset("robomimic/lift-ph", path).items():
-        np.testing.assert_array_equal(values, np.asarray(data[key], values.dtype))
-    (said,) = d4rl_robomimic_tasks.remarks(LIFT, path)
-    assert "no next_obs: 1 demonstrations without success" in said
 
 
 def test_files_of_other_makers(tmp_path):
@@ -372,6 +369,15 @@ def test_robosuite_is_needed_only_for_the_environment(tmp_path, monkeypatch):
             d4rl.DatasetError, match=r'is missing: pip install -e "./d4rl\[robomimic\]" in the clone'
         ):
             use("robomimic/lift-ph")
+
+
+def test_a_robosuite_that_cannot_be_imported(tmp_path, monkeypatch):
+    (tmp_path / "robosuite.py").write_text("raise ImportError('numba needs\\nanother numpy')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "robosuite", raising=False)
+    sentence = "robosuite cannot be imported here .ImportError: numba needs another numpy.; pip install -e"
+    with pytest.raises(d4rl.DatasetError, match=sentence):
+        d4rl.playable_task("robomimic/lift-ph", write(tmp_path / "f.hdf5"))
 
 
 # --- evaluation ---
