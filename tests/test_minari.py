@@ -52,7 +52,14 @@ def joined(x, y, velocity, count) -> list[float]:
     return [x, -y, x + y, count, x, y, 10 * x, 10 * y, *velocity]
 
 
+class FreeEnv(DriftEnv):
+    """The same without bounds of the action."""
+
+    action_space = spaces.Box(-np.inf, np.inf, (2, 1), np.float32)
+
+
 gymnasium.register("Drift-v0", entry_point=f"{__name__}:DriftEnv", max_episode_steps=6)
+gymnasium.register("Free-v0", entry_point=f"{__name__}:FreeEnv", max_episode_steps=6)
 
 
 @pytest.fixture(autouse=True)
@@ -242,6 +249,42 @@ def test_through_d4rl():
 
 
 # --- bad input ---
+def test_values_that_are_wrong():
+    """Refused, or warned of, as in D4RL's format."""
+    env = gymnasium.make("Drift-v0")
+    episodes = [play(env, seed, drift(0.5 - seed, 5)) for seed in range(3)]
+
+    def warnings(env_id, **changes) -> str:
+        buffers = []
+        for episode in episodes:
+            buffers.append(buffer(episode, **{key: change(episode[key]) for key, change in changes.items()}))
+        minari.create_dataset_from_buffers(env_id, buffers, env=env)
+        return " ".join(d4rl.warnings_about(env_id, d4rl.get_dataset(env_id)))
+
+    assert warnings("my/sound-v0") == ""
+    with pytest.raises(DatasetError, match="rewards is NaN.* in 3 of 15 rows"):
+        warnings("my/nan-v0", rewards=lambda rewards: [np.nan, *rewards[1:]])
+    with pytest.raises(DatasetError, match="actions is NaN.* in 15 of 15 rows"):
+        warnings("my/inf-v0", actions=lambda actions: [1e300 * action.astype(float) for action in actions])
+    said = warnings("my/units-v0", actions=lambda actions: [10 * action + 9 for action in actions])
+    assert "of the actions are outside of the environment's action space" in said
+    said = warnings("my/still-v0", observations=lambda rows: [row | {"velocity": np.ones(2)} for row in rows])
+    assert "entry 8 of an observation is always 1 in the data, but -0.5 in the environment" in said
+
+
+def test_an_action_space_without_bounds():
+    """The data's lowest and highest actions take their place; play goes beyond."""
+    env = gymnasium.make("Free-v0")
+    minari.create_dataset_from_buffers("my/free-v0", [buffer(play(env, 0, drift(0.5, 5)))], env=env)
+    data = d4rl.get_dataset("my/free-v0")
+    np.testing.assert_array_equal(d4rl.action_bounds("my/free-v0"), [[-np.inf] * 2, [np.inf] * 2])
+    np.testing.assert_array_equal(d4rl.action_bounds("my/free-v0", data)[0], [0.5, 0])
+    np.testing.assert_array_equal(d4rl.action_bounds("my/free-v0", data)[1], [1.5, 1])  # (not 0.5: no width)
+    far = d4rl.evaluate("my/free-v0", lambda obs, _: np.full((len(obs), 2), 50.0), episodes=1, seed=0)
+    x, y = np.random.Generator(np.random.PCG64(np.random.SeedSequence(0))).uniform(-1, 1, 2)
+    np.testing.assert_allclose(far, x + y + 100)
+
+
 def test_unknown_ids(folder):
     start = time.time()
     message = only_sentence(d4rl.task, "my/nothing-v0")
