@@ -290,10 +290,11 @@ def _array(spec: Task, source: str, key: str, name: str, values: np.ndarray) -> 
         return values.astype(bool)
     with np.errstate(over="ignore"):  # too large for float32: inf, found in the next line
         values = values.astype(np.float32, copy=False)
-    bad = np.count_nonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
+    # Squares of larger numbers are infinite in float32, so a network would see zeros in the place of observations.
+    bad = np.count_nonzero(~(np.abs(values) < 1e15).all(axis=tuple(range(1, values.ndim))))
     if bad:
         rows = f"{bad} of {len(values)} rows"
-        raise DatasetError(f"{source}: {key} is NaN or infinite in {rows}; repair the dataset.")
+        raise DatasetError(f"{source}: {key} is NaN, infinite or beyond 1e15 in {rows}; repair the dataset.")
     return values
 
 
@@ -466,6 +467,10 @@ def warnings_about(env_id: str, dataset: dict[str, np.ndarray], h5path: str | Pa
     if is_ordered(env_id, dataset):
         sentences = _about_ends(spec, dataset) + (_about_order(spec, dataset) if not spec.knows_next else [])
     sentences += _about_values(dataset)
+    if spec.is_robomimic:
+        path = dataset_file(spec, h5path)
+        with readable(path):
+            sentences += robomimic_tasks.remarks(spec, path)
     try:
         sentences += _about_actions(dataset["actions"], *action_bounds(env_id, dataset))
         return sentences + evaluation.compare(env_id, dataset, h5path)
@@ -519,6 +524,9 @@ def _about_ends(spec: Task, dataset: dict[str, np.ndarray]) -> list[str]:
     if "next_observations" in dataset and not spec.knows_next:
         problem = f"{_unmarked(dataset).sum():,} rows are not followed by the next observation that the file has"
         sentences.append(f"{problem}, though no end is marked there: they count as time-outs.")
+    elif "timeouts" not in dataset and not terminals.any() and len(terminals) > horizon:
+        problem = "no row is a terminal and there are no timeouts"
+        sentences.append(f"{problem}: every episode is taken to have {horizon:,} steps.")
     ends = episode_ends(spec.env_id, dataset)
     lengths = np.diff(ends, prepend=-1, append=len(terminals) - 1)  # (the last: rows after the last end)
     if (longer := (lengths > horizon).sum()) > 0:

@@ -123,6 +123,7 @@ BAD_ARRAYS = {
     "text": ({"actions": np.array([[b"x"] * 3] * 9)}, "actions.*not numbers"),
     "nan": ({"rewards": np.r_[np.nan, np.zeros(6), np.inf, 0]}, "rewards.*2 of 9 rows"),
     "nan in a row": ({"actions": np.r_[[[np.nan] * 3], np.zeros((8, 3))]}, "actions.*1 of 9 rows"),
+    "too large to be squared": ({"observations": np.full((9, 11), -2e15)}, "beyond 1e15 in 9 of 9 rows"),
     "too large for float32": ({"rewards": np.full(9, 1e300)}, "rewards.*9 of 9 rows"),
     "row counts": ({"rewards": np.zeros(8)}, r"observations 9, actions 9, rewards 8"),
     "other task": ({"observations": np.zeros((9, 17))}, r"\(9, 17\).*hopper.*another --env-id\?"),
@@ -620,6 +621,20 @@ def test_warnings_about_lengths(monkeypatch):
     data |= {"terminals": STEP % 100 == 99, "timeouts": STEP < 0}
     (cut,) = d4rl_data.warnings_about(PEN, data)
     assert cut.startswith("10 of 10 episodes have a terminal at the task's last step, 100")
+
+
+def test_a_warning_where_ends_are_only_counted(monkeypatch):
+    """Neither terminals nor time-outs, in more rows than an episode has."""
+    leave_out_comparison(monkeypatch)
+    data = {key: values for key, values in sound(terminals=STEP < 0).items() if key != "timeouts"}
+    assert d4rl_data.warnings_about(HOPPER, data) == []  # one episode of 1,000 steps
+    twice = {key: np.concatenate([values, values]) for key, values in data.items()}
+    (counted,) = d4rl_data.warnings_about(HOPPER, twice)
+    assert counted.startswith(
+        "no row is a terminal and there are no timeouts: every episode is taken to have 1,000"
+    )
+    twice["terminals"] = np.arange(2000) == 499
+    assert d4rl_data.warnings_about(HOPPER, twice) == []
 
 
 # --- bounds of actions, identity of data ---

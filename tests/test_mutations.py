@@ -416,6 +416,7 @@ bad_arrays | if not ((values == 0) | (values == 1)).all(): => if False:
 bad_arrays | ((values == 0) | (values == 1)) => (values <= 1)
 bad_arrays | str(values.dtype)[:50] => str(values.dtype)
 bad_arrays | if values.ndim == 0: => if False:
+bad_arrays | < 1e15 => < np.inf
 one_number_a_step | elif row == (1,) and values.ndim == 1: => elif False:
 files_of_other_formats | for key in sorted(KNOWN & arrays.keys()): => for key in ("observations",):
 files_of_other_formats | isinstance(file.get("episode_0"), h5py.Group) => False
@@ -447,6 +448,8 @@ warnings | np.quantile(steps, 0.95) < 0.5 * here => False
 warnings | ends + shift, ends + shift + 1 => ends - shift, ends - shift + 1
 warnings | side = "before" if before > after => side = "before" if before < after
 warnings | if 2 * here < max(before, after): => if False:
+a_warning_where_ends_are_only_counted | elif "timeouts" not in dataset and => elif
+a_warning_where_ends_are_only_counted | and len(terminals) > horizon: => :
 warnings_about_lengths | append=len(terminals) - 1) => append=ends[-1])
 warnings_about_lengths | terminals[ends] & (lengths => (lengths
 """,
