@@ -70,7 +70,7 @@ def playable_task(env_id: str, h5path: str | Path | None = None, video: bool = F
     """The facts of a task whose environment works here: a script asks before it trains for hours.
 
     The environment is built, reset and kept for the first evaluation, in the process that will play it. With `video`,
-    another one renders a frame. `h5path`: as in `make`.
+    another one renders a frame (not on Windows, which has no workers). `h5path`: as in `make`.
 
     Raises:
         UsageError: as `evaluate`.
@@ -80,7 +80,7 @@ def playable_task(env_id: str, h5path: str | Path | None = None, video: bool = F
         robomimic_tasks.check_robosuite()  # before its file is downloaded
     try:
         _first(spec, h5path)(0)
-        if video:
+        if video and os.name != "nt":
             _Worker(spec.env_id, h5path, video=True).end(0)
     except UsageError:
         raise
@@ -146,7 +146,7 @@ def evaluate(
         DatasetError: as `make`; no OpenGL or moviepy to record with.
         UsageError: actions of another shape, or not finite; observations or rewards that are not finite.
     """
-    spec = task(env_id)
+    spec, seed = task(env_id), int(seed)
     todo = list(range(episodes))
     returns = {}
     if video_folder:

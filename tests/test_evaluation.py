@@ -52,6 +52,7 @@ def test_an_episode_by_hand():
         obs, reward, terminated, truncated, _ = env.step(action)
         total, over = total + reward, terminated or truncated
     assert d4rl_evaluation.evaluate(HOPPER, act, 4, seed=3)[2] == total
+    assert d4rl_evaluation.evaluate(HOPPER, act, 4, seed=np.int64(3))[2] == total
 
 
 def test_returns_do_not_depend_on_processes():
