@@ -13,7 +13,7 @@ Explained in docs/saq_iql.md. SAQ: Luo et al. 2023, arXiv 2310.11731. IQL: Kostr
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -253,7 +253,7 @@ def main(args: Args) -> float:
 
     score = run.finish()
     if args.capture_video:
-        evaluate(args, make_act(args, vqvae, learner, spaces), video=run.folder)
+        evaluate(replace(args, eval_episodes=1), make_act(args, vqvae, learner, spaces), run.folder)
     return score
 
 

@@ -12,7 +12,7 @@ Aquadem: Dadashi et al. 2022, arXiv 2110.10149.
 
 import copy
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -30,7 +30,7 @@ from d4rl import runs
 @dataclass
 class Args:
     # --- Aquadem ---
-    learner: Literal["bc", "cql", "iql"] = "cql"  # what stage 2 is: saq_bc.py's, saq_cql.py's, saq_iql.py's
+    learner: Literal["bc", "cql", "iql"] = "cql"  # stage 2 of saq_bc.py, saq_cql.py or saq_iql.py
     conservatism: float = 10.0  # alpha: weight of the conservative penalty
     expectile: float = 0.7  # V is this expectile of the data's Q: 0.5 its mean, near 1 its highest
     temperature: float = 3.0  # lambda: small follows the advantage, large the behaviour policy
@@ -269,7 +269,7 @@ def main(args: Args) -> float:
 
     score = run.finish()
     if args.capture_video:
-        evaluate(args, make_act(args, quantizer, learner, spaces), video=run.folder)
+        evaluate(replace(args, eval_episodes=1), make_act(args, quantizer, learner, spaces), run.folder)
     return score
 
 

@@ -9,7 +9,7 @@ Explained in docs/baselines.md.
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -164,7 +164,7 @@ def main(args: Args) -> float:
     train(args, run, learner, data)
     score = run.finish()
     if args.capture_video:
-        evaluate(args, make_act(args, learner, spaces), video=run.folder)
+        evaluate(replace(args, eval_episodes=1), make_act(args, learner, spaces), run.folder)
     return score
 
 

@@ -12,7 +12,7 @@ Explained in docs/baselines.md. BRAC: Wu et al. 2019, arXiv 1911.11361.
 
 import copy
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -242,7 +242,7 @@ def main(args: Args) -> float:
 
     score = run.finish()
     if args.capture_video:
-        evaluate(args, make_act(args, learner, spaces), video=run.folder)
+        evaluate(replace(args, eval_episodes=1), make_act(args, learner, spaces), run.folder)
     return score
 
 

@@ -12,7 +12,7 @@ Explained in docs/baselines.md. CQL: Kumar et al. 2020, arXiv 2006.04779. SAC: 1
 
 import copy
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -234,7 +234,7 @@ def main(args: Args) -> float:
     train(args, run, learner, data)
     score = run.finish()
     if args.capture_video:
-        evaluate(args, make_act(args, learner, spaces), video=run.folder)
+        evaluate(replace(args, eval_episodes=1), make_act(args, learner, spaces), run.folder)
     return score
 
 

@@ -12,7 +12,7 @@ Explained in docs/baselines.md. IQL: Kostrikov et al. 2021, arXiv 2110.06169.
 
 import copy
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -215,7 +215,7 @@ def main(args: Args) -> float:
     train(args, run, learner, data)
     score = run.finish()
     if args.capture_video:
-        evaluate(args, make_act(args, learner, spaces), video=run.folder)
+        evaluate(replace(args, eval_episodes=1), make_act(args, learner, spaces), run.folder)
     return score
 
 

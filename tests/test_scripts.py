@@ -360,11 +360,11 @@ def test_video_after_training(script, finished, tmp_path, monkeypatch):
     (plain, flags), folders, asked, evaluate = finished(script), [], [], d4rl.evaluate
 
     def without_rendering(env_id, act, episodes, seed, video, path):
-        folders.append(video)
+        folders.append((episodes, video))
         return evaluate(env_id, act, episodes, seed, None, path)
 
     monkeypatch.setattr(d4rl, "evaluate", without_rendering)
     monkeypatch.setattr(d4rl.evaluation, "playable_task", lambda *args: asked.append((len(folders), *args)))
     folder = run(script, tmp_path, *flags, "--capture-video")
-    assert folders == [None, None, folder] and asked == [(0, HOPPER, flags[-1], True)]
+    assert folders == [(3, None), (3, None), (1, folder)] and asked == [(0, HOPPER, flags[-1], True)]
     assert result(folder)["returns"] == result(plain)["returns"]
