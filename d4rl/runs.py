@@ -153,6 +153,8 @@ def _check_steps(args):
     """Whether a run with other --steps would have been the same so far: not if its learning rates depend on them."""
     saved = read_run(args.resume)
     learner, steps = saved["stages"].get("learner"), saved["args"]["steps"]
+    if learner and "optimizer" not in learner:  # as those that come with the repository
+        raise UsageError(f"{args.resume} is a trained policy without what training goes on from; leave --resume out.")
     if learner is None or args.steps == steps:
         return
     rates = [group["lr"] for group in learner["optimizer"]["param_groups"]]

@@ -615,6 +615,17 @@ def test_steps_where_the_rate_falls(tmp_path):
     assert_same_run(folder, train(replace(args, steps=16)))
 
 
+def test_policy_without_optimizer(tmp_path):
+    """As those that come with the repository: played and loaded, not trained further."""
+    folder = train(Args(runs_dir=str(tmp_path)))
+    saved = checkpoint(folder)
+    del saved["stages"]["learner"]["optimizer"]
+    torch.save(saved, folder / "checkpoint.pt")
+    with pytest.raises(d4rl.UsageError, match="a trained policy without what training goes on from"):
+        parse("--resume", folder)
+    assert parse("--evaluate", folder).steps == saved["args"]["steps"]
+
+
 # --- the lock ---
 SECOND = """
 import sys, time, test_runs
