@@ -86,7 +86,7 @@ def mlp(*sizes: int) -> nn.Sequential:
     """Linear layers with ReLU in between: `mlp(11, 256, 256, 3)` maps (B, 11) to (B, 3)."""
     layers = []
     for i in range(len(sizes) - 1):
-        layers += [nn.Linear(sizes[i], sizes[i + 1]), nn.ReLU()]
+        layers += [nn.Linear(sizes[i], sizes[i + 1]), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers[:-1])
 
 
