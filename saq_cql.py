@@ -202,7 +202,7 @@ def train(args: Args, run: runs.Run, stage: str, vqvae: VQVAE, learner: Learner,
         """One gradient step on a batch; returns its metrics."""
         draw = torch.randint(len(rows), (args.batch_size,), generator=generator, device=args.device)
         index = rows[draw]  # (B,)
-        batch = Transitions(*(array[index] for array in data))
+        batch = Transitions(*(array.index_select(0, index) for array in data))
         if stage == "quantizer":
             loss, metrics, embedding, code = quantizer_loss(args, vqvae, batch)
         else:

@@ -198,7 +198,7 @@ def train(args: Args, run: runs.Run, stage: str, learner: Learner, data: Transit
         """One gradient step on a batch; returns its metrics."""
         size = (args.batch_size,)
         index = torch.randint(len(data.obs), size, generator=generator, device=args.device)
-        batch = Transitions(*(array[index] for array in data))
+        batch = Transitions(*(array.index_select(0, index) for array in data))
         if stage == "behaviour":
             loss, metrics = behaviour_loss(learner, batch)
         else:

@@ -201,7 +201,7 @@ def train(args: Args, run: runs.Run, learner: Learner, data: Transitions):
         """One gradient step on a batch; returns its metrics."""
         size = (args.batch_size,)
         index = torch.randint(len(data.obs), size, generator=generator, device=args.device)
-        batch = Transitions(*(array[index] for array in data))
+        batch = Transitions(*(array.index_select(0, index) for array in data))
         loss, metrics = learner_loss(args, learner, batch)
         optimizer.zero_grad()
         loss.backward()
