@@ -62,6 +62,7 @@ class Args:
     eval_episodes: int = 20  # episodes per evaluation
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
     cuda_graph: bool = True  # a GPU replays a recorded update instead of waiting for Python
+    bf16: bool = False  # matrix products in bfloat16 (a GPU: TF32): faster, less exact
     threads: int = 1  # CPU threads; more are faster only while no other process wants a core
     runs_dir: str = "runs"  # the run's folder is made in here
     resume: str = ""  # continue the run in this folder exactly where its last checkpoint is
@@ -191,15 +192,14 @@ def make_act(args: Args, quantizer: Quantizer, learner: Learner, spaces: d4rl.Sp
         """(obs_dim,) or (B, obs_dim) -> action likewise. `uniform` (B,) in [0, 1) draws codes."""
         obs = spaces.standardise(runs.to_batch(observation, spaces))  # (B, obs_dim)
         probs = log_policy(args, learner, obs).exp()  # (B, K): pi(k|s)
-        size = probs.shape[1]
         if args.acting == "mean":
             weights = probs
         elif args.acting == "greedy":
-            weights = F.one_hot(probs.argmax(1), size)
+            weights = F.one_hot(probs.argmax(1), probs.shape[1])
         else:  # "sample": the first code up to which pi sums to more than `uniform`
             uniform = random.random(len(obs)) if uniform is None else uniform
             below = probs.cumsum(1) <= probs.new_tensor(uniform)[:, None]  # (B, K)
-            weights = F.one_hot(below.sum(1).clamp(max=size - 1), size)
+            weights = F.one_hot(below.sum(1).clamp(max=probs.shape[1] - 1), probs.shape[1])
         action = (weights[:, :, None] * quantizer(obs)).sum(1)  # sum_k pi(k|s) psi_k(s), or one candidate
         action = spaces.unscale(action).cpu().numpy()  # within the bounds
         return action if np.ndim(observation) > 1 else action[0]

@@ -43,6 +43,7 @@ class Args:
     eval_episodes: int = 20  # episodes per evaluation
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
     cuda_graph: bool = True  # a GPU replays a recorded update instead of waiting for Python
+    bf16: bool = False  # matrix products in bfloat16 (a GPU: TF32): faster, less exact
     threads: int = 1  # CPU threads; more are faster only while no other process wants a core
     runs_dir: str = "runs"  # the run's folder is made in here
     resume: str = ""  # continue the run in this folder exactly where its last checkpoint is
