@@ -230,7 +230,7 @@ def _checked(spec: Task, arrays: dict[str, np.ndarray], source: str) -> dict[str
         if arrays[key] is None:  # _read has found it, but no values
             raise DatasetError(f"{source}: {key} is a group of arrays or a link to nothing; write one array.")
     if missing:
-        found = ", ".join(arrays)[:150] or "nothing"
+        found = " ".join(", ".join(arrays).split())[:150] or "nothing"  # (a name may hold line breaks)
         missing = ", ".join(missing)
         raise DatasetError(f"{source} lacks {missing} (found: {found}); pass a dataset in D4RL's format.")
 

@@ -203,7 +203,7 @@ def test_bad_files(tmp_path):
 def test_files_of_other_formats(tmp_path):
     path = tmp_path / "main_data.hdf5"
     minari = {f"episode_{i}/{key}": np.zeros(3) for i in range(1000) for key in ("actions", "rewards")}
-    many = {f"array_{i}": np.zeros(3) for i in range(1000)}
+    many = {f"array\n{i}": np.zeros(3) for i in range(1000)}
     for contents, message in [
         (
             minari,
@@ -213,7 +213,7 @@ def test_files_of_other_formats(tmp_path):
     ]:
         with pytest.raises(DatasetError, match=f"{path}.*{message}") as error:
             d4rl_data.get_dataset(HOPPER, write(path, contents))
-        assert len(str(error.value)) < 300 + len(str(path))
+        assert len(str(error.value)) < 300 + len(str(path)) and "\n" not in str(error.value)
     for key in ("observations", "timeouts", "next_observations"):
         parts = {f"{key}/position": np.zeros(9), f"{key}/velocity": np.zeros(9)}
         plain = {name: values for name, values in arrays(9).items() if name != key}

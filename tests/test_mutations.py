@@ -420,7 +420,8 @@ bad_arrays | < 1e15 => < np.inf
 one_number_a_step | elif row == (1,) and values.ndim == 1: => elif False:
 files_of_other_formats | for key in sorted(KNOWN & arrays.keys()): => for key in ("observations",):
 files_of_other_formats | isinstance(file.get("episode_0"), h5py.Group) => False
-files_of_other_formats | ", ".join(arrays)[:150] => ", ".join(arrays)
+files_of_other_formats | ", ".join(arrays).split())[:150] => ", ".join(arrays).split())
+files_of_other_formats | " ".join(", ".join(arrays).split()) => ", ".join(arrays)
 a_locked_file | if "unable to lock file" in reason: => if False:
 a_filter_that_is_not_installed | elif missing := _missing_filters(path): => elif missing := "":
 qlearning_dataset_equals_a_loop | keep = terminals | ~timeouts => keep = ~timeouts
