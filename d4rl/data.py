@@ -20,6 +20,9 @@ import numpy as np
 from d4rl import downloads, evaluation, minari_datasets, robomimic_tasks
 from d4rl.tasks import DatasetError, Task, task
 
+with contextlib.suppress(ImportError):
+    import hdf5plugin  # noqa: F401 (brings further filters of HDF5)
+
 REQUIRED = ("observations", "actions", "rewards", "terminals")
 FLAGS = ("terminals", "timeouts")
 OTHER_NAMES = {  # that files of other makers have for these arrays
@@ -148,24 +151,32 @@ def dataset_file(spec: Task, h5path: str | Path | None = None) -> Path:
 @contextlib.contextmanager
 def readable(path: Path):
     """Whatever HDF5 raises while a file is read becomes a DatasetError that says what to do."""
-    with contextlib.suppress(ImportError):
-        import hdf5plugin  # noqa: F401 (brings further filters)
     try:
         yield
     except (DatasetError, MemoryError):
         raise
     except Exception as error:
-        reason = (str(error).partition("(")[2].rpartition(")")[0] or str(error))[:150]
-        if "unable to lock file" in reason:
-            problem = f"is locked ({reason})"
-            advice = "close the program that writes it, or set HDF5_USE_FILE_LOCKING=FALSE if there is none"
-        elif missing := _missing_filters(path):
-            problem = f"needs an HDF5 filter that is not installed ({missing[:50]})"
-            advice = "pip install hdf5plugin, or write the file without that filter"
-        else:  # what an interrupted download or copy leaves behind
-            problem = f"({path.stat().st_size} bytes) is incomplete or damaged ({reason})"
-            advice = "download or copy it again"
-        raise DatasetError(f"{path} {problem}: {advice}.") from None
+        problem = unreadable_here(path, error)
+        if not problem:  # what an interrupted download or copy leaves behind
+            reason = _innermost(error)
+            problem = f"({path.stat().st_size} bytes) is incomplete or damaged ({reason}): download or copy it again"
+        raise DatasetError(f"{path} {problem}.") from None
+
+
+def unreadable_here(path: Path, error: Exception) -> str:
+    """What keeps a file that may be sound from being read, and what to do; empty if it is something else."""
+    if "unable to lock file" in str(error):
+        advice = "close the program that writes it, or set HDF5_USE_FILE_LOCKING=FALSE if there is none"
+        return f"is locked ({_innermost(error)}): {advice}"
+    if missing := _missing_filters(path):
+        advice = "pip install hdf5plugin, or write the file without that filter"
+        return f"needs an HDF5 filter that is not installed ({missing[:50]}): {advice}"
+    return ""
+
+
+def _innermost(error: Exception) -> str:
+    """HDF5's own reason."""
+    return (str(error).partition("(")[2].rpartition(")")[0] or str(error))[:150]
 
 
 def _missing_filters(path: Path) -> str:

@@ -9,6 +9,7 @@ desired_goal, observation.
 """
 
 import json
+import math
 import os
 import re
 from functools import cache, partial
@@ -19,6 +20,7 @@ from gymnasium import spaces
 
 from d4rl.tasks import DatasetError, Task
 
+NUMBER = spaces.Box(-np.inf, np.inf, ())
 KEYS = ("observations", "actions", "next_observations", "rewards", "terminals", "timeouts")
 
 
@@ -89,12 +91,17 @@ def read(env_id: str) -> dict[str, np.ndarray]:
         for episode in dataset.iterate_episodes():
             observations = _join(dataset.observation_space, episode.observations)  # (T + 1, observation size)
             actions = _join(dataset.action_space, episode.actions)
-            rewards, terminals = np.asarray(episode.rewards, np.float32), np.asarray(episode.terminations)
+            numbers = (episode.rewards, episode.terminations, episode.truncations)
+            rewards, terminals, truncations = (_join(NUMBER, values)[:, 0] for values in numbers)
             steps = len(rewards)
-            if [len(observations), len(actions), len(terminals)] != [steps + 1, steps, steps]:
+            if len(observations) != steps + 1 or {len(actions), len(terminals), len(truncations)} != {steps}:
                 raise ValueError(f"episode {episode.id} has {len(observations)} observations for {steps} steps")
-            if terminals[:-1].any():
-                raise ValueError(f"episode {episode.id} goes on after its termination")
+            for name, flags in (("terminations", terminals), ("truncations", truncations)):
+                if not np.isin(flags, (0, 1)).all():
+                    raise ValueError(f"{name} of episode {episode.id} hold other values than 0 and 1")
+                if flags[:-1].any():
+                    raise ValueError(f"episode {episode.id} goes on after its end: see its {name}")
+            terminals = terminals.astype(bool)
             timeouts = np.zeros(steps, bool)
             timeouts[-1] = not terminals[-1]
             parts.append((observations[:-1], actions, observations[1:], rewards, terminals, timeouts))
@@ -197,6 +204,11 @@ def _references(dataset) -> tuple[float, float] | None:
 
 
 def _unreadable(env_id: str, error: Exception) -> DatasetError:
+    from d4rl.data import unreadable_here
+
+    file = _folder(env_id) / "data" / "main_data.hdf5"
+    if problem := unreadable_here(file, error):
+        return DatasetError(f"{file} {problem}.")
     advice = "move it away and download or record the dataset again."
     return DatasetError(f"{_folder(env_id)} cannot be read ({reason(error)}): {advice}")
 
@@ -218,6 +230,12 @@ def _parts(space: spaces.Space, values):
 
 def _join(space: spaces.Space, values) -> np.ndarray:
     """`gymnasium.spaces.flatten` of T values at once: arrays (T, ...), nested like the space -> (T, size), float32."""
-    with np.errstate(over="ignore"):  # too large for float32: infinite, which data.py refuses
-        parts = [np.asarray(part, np.float32) for part in _parts(space, values)]
-    return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+    parts = []
+    for box, part in zip(_parts(space, space), _parts(space, values), strict=True):
+        rows = np.asarray(part)
+        rows = rows.reshape(len(rows), -1)
+        if rows.dtype.kind not in "biuf" or rows.shape[1] != math.prod(box.shape):
+            raise ValueError(f"a part holds {rows.dtype} of shape {np.shape(part)}, not numbers of {box.shape} a step")
+        with np.errstate(over="ignore"):  # too large for float32: infinite, which data.py refuses
+            parts.append(rows.astype(np.float32))
+    return np.concatenate(parts, axis=1)

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -357,6 +358,20 @@ def test_unreadable_files(folder):
     refused(d4rl.task)
 
 
+def test_a_locked_file(folder):
+    """It is sound, so it need not be recorded again."""
+    record_drift("my/locked-v0")
+    path = folder / "my" / "locked-v0" / "data" / "main_data.hdf5"
+    code = f"import h5py; file = h5py.File({str(path)!r}, 'a'); print('open', flush=True); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) as writer:
+        assert writer.stdout.readline() == "open\n"
+        message = only_sentence(d4rl.get_dataset, "my/locked-v0")
+        assert message.startswith(f"{path} is locked (") and "close the program that writes it" in message
+        writer.communicate("\n")
+    assert len(d4rl.get_dataset("my/locked-v0")["rewards"]) == 13
+
+
 def test_episodes_that_do_not_fit():
     env = gymnasium.make("Drift-v0")
     episode = play(env, 0, drift(0, 3))
@@ -365,10 +380,21 @@ def test_episodes_that_do_not_fit():
     assert "episode 1 has 3 observations for 3 steps" in only_sentence(minari_datasets.read, "my/short-v0")
     goes_on = buffer(episode, terminations=[False, True, False])
     minari.create_dataset_from_buffers("my/on-v0", [buffer(episode), goes_on], env=env)
-    assert "episode 1 goes on after its termination" in only_sentence(minari_datasets.read, "my/on-v0")
-    flags = buffer(episode, terminations=[0.0, 0.0, 0.5])
-    minari.create_dataset_from_buffers("my/half-v0", [flags], env=env)
-    assert "terminals holds 0.5" in only_sentence(d4rl.get_dataset, "my/half-v0")
+    assert "episode 1 goes on after its end: see its terminations" in only_sentence(
+        minari_datasets.read, "my/on-v0"
+    )
+    odd = {
+        "terminations of episode 0 hold other values": {"terminations": [0.0, 0.0, 0.5]},
+        "truncations of episode 0 hold other values": {"truncations": [1, 2, 3]},
+        "goes on after its end: see its truncations": {"truncations": [False, True, False]},
+        "holds |S3 of shape (3, 2, 1), not numbers": {"actions": [np.full((2, 1), b"1.5")] * 3},
+        "(4, 3), not numbers of (2,) a step": {
+            "observations": [row | {"velocity": np.ones(3)} for row in episode["observations"]]
+        },
+    }
+    for number, (message, changes) in enumerate(odd.items()):
+        minari.create_dataset_from_buffers(f"my/odd-v{number}", [buffer(episode, **changes)], env=env)
+        assert message in only_sentence(d4rl.get_dataset, f"my/odd-v{number}")
     minari.create_dataset_from_buffers("my/empty-v0", [], env=env)
     assert "cannot be read" in only_sentence(minari_datasets.read, "my/empty-v0")
 
