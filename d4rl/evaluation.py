@@ -52,8 +52,10 @@ def make(env_id: str, h5path: str | Path | None = None, render_mode: str | None 
 
 def _broken(spec: Task, what: str, error: Exception) -> DatasetError:
     advice = "look at env_kwargs in the file's env_args" if spec.is_robomimic else "look at its packages' versions"
-    reason = f"{type(error).__name__}: {minari_datasets.reason(error)}"
-    return DatasetError(f"the environment of {spec.env_id} cannot be {what} here ({reason}); {advice}.")
+    reason = minari_datasets.reason(error).partition(" was raised from the environment creator")[0]  # gymnasium's
+    return DatasetError(
+        f"the environment of {spec.env_id} cannot be {what} here ({type(error).__name__}: {reason}); {advice}."
+    )
 
 
 def _check_opengl():
