@@ -1,12 +1,13 @@
-"""--bf16, which trades exactness for speed."""
+"""--bf16, which trades exactness for speed, and benchmark/speed.py, which measures."""
 
+import copy
 import os
 import subprocess
 import sys
 
 import pytest
 import torch
-from common import PATHS, SCRIPTS, checkpoint, run, same, tiny
+from common import PATHS, ROOT, SCRIPTS, checkpoint, load, run, same, tiny
 
 NONE = "--bf16 changes nothing here"
 
@@ -59,3 +60,83 @@ def test_bf16_is_nearly_the_same_run(script, tmp_path):
 def test_a_run_stays_bf16(tmp_path):
     folder = run("saq_bc", tmp_path, "--bf16")
     assert SCRIPTS["saq_bc"].parse_args(["--evaluate", str(folder)]).bf16
+
+
+# --- benchmark/speed.py ---
+speed = load(ROOT / "benchmark" / "speed.py", "speed")
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Of two jobs, hardly measured."""
+    args = speed.Args(["SAQ-BC", "BRAC, behaviour"], ["eager", "bf16"], rounds=2, seconds=0.01, rows=100)
+    threads = torch.get_num_threads()
+    rows = speed.measure(args)
+    torch.set_num_threads(threads)
+    return rows
+
+
+def test_all_jobs_and_modes_are_measured(rows, capsys):
+    names = [(row["job"], row["mode"]) for row in rows]
+    jobs = [(job, mode) for job in ("SAQ-BC", "BRAC, behaviour") for mode in ("eager", "bf16")]
+    assert names == [(speed.CORL, "eager"), *jobs]
+    for row in rows:
+        assert tuple(row) == speed.COLUMNS
+        assert 0 < row["lowest"] <= row["updates_per_second"] <= row["highest"]
+        assert 0 < row["share_of_peak"] < 1.5
+    assert rows[0]["times_corl"] == 1
+    speed.show(rows)
+    assert "BRAC, behaviour" in capsys.readouterr().out
+
+
+def test_operations_are_counted():
+    """SAQ-BC: forward, and backward but for the gradient of the observations."""
+    weights = [11 * 256, 256 * 256, 256 * 16]
+    flop = 2 * 256 * (3 * sum(weights) - weights[0])
+    assert speed.gflop(speed.Script("SAQ-BC", "eager", 100, "cpu")) == pytest.approx(flop / 1e9)
+
+
+@pytest.mark.parametrize("job", speed.JOBS)
+def test_a_block_is_as_many_updates_of_the_script(job):
+    """Of the stage that it says, and they train it."""
+    script = speed.Script(job, "eager", 100, "cpu")
+    before = [copy.deepcopy(model.state_dict()) for model in script.models]
+    assert script.block(1) > 0
+    after = [model.state_dict() for model in script.models]
+    moved = [not same(old, new) for old, new in zip(before, after, strict=True)]
+    stage_comes_first = len(moved) == 1 or script.stage == "quantizer"
+    assert moved == ([True] if len(moved) == 1 else [stage_comes_first, not stage_comes_first])
+
+
+def test_random_data_fits_the_scripts():
+    for job, (name, _, _) in speed.JOBS.items():
+        script = speed.Script(job, "eager", 50, "cpu")
+        assert all(len(array) == 50 for array in script.data)
+        assert script.data._fields[:2] == ("obs", "action"), name
+
+
+def test_the_plot_has_a_bar_for_each_row(rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "measure", lambda args: rows)
+    speed.main(speed.Args(out=str(tmp_path / "new" / "speed.csv")))
+    text = (tmp_path / "new" / "speed.csv").read_text()
+    assert text.count("\n") == 6 and text.startswith(",".join(speed.COLUMNS))
+    first = (tmp_path / "new" / "speed.svg").read_bytes()
+    speed.main(speed.Args(plot=str(tmp_path / "new" / "speed.csv")))
+    assert (tmp_path / "new" / "speed.svg").read_bytes() == first
+    assert (tmp_path / "new" / "speed.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    "flags, sentence",
+    [
+        ({"jobs": ["SAQ"]}, "no job is called 'SAQ'"),
+        ({"modes": ["fast"]}, "no mode is called 'fast'"),
+        ({"modes": ["eager", "graph"]}, "needs --device cuda"),
+        ({"plot": "nowhere.csv"}, "nowhere.csv"),
+    ],
+)
+def test_bad_flags_are_one_sentence(flags, sentence, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        speed.main(speed.Args(**flags))
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.startswith("error: ") and sentence in error
