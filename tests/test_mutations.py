@@ -422,8 +422,8 @@ files_of_other_formats | for key in sorted(KNOWN & arrays.keys()): => for key in
 files_of_other_formats | isinstance(file.get("episode_0"), h5py.Group) => False
 files_of_other_formats | ", ".join(arrays).split())[:150] => ", ".join(arrays).split())
 files_of_other_formats | " ".join(", ".join(arrays).split()) => ", ".join(arrays)
-a_locked_file | if "unable to lock file" in reason: => if False:
-a_filter_that_is_not_installed | elif missing := _missing_filters(path): => elif missing := "":
+a_locked_file | if "unable to lock file" in str(error): => if False:
+a_filter_that_is_not_installed | if missing := _missing_filters(path): => if missing := "":
 qlearning_dataset_equals_a_loop | keep = terminals | ~timeouts => keep = ~timeouts
 qlearning_dataset_equals_a_loop | keep[-1] = terminals[-1] => keep[-1] = False
 qlearning_dataset_equals_a_loop | keep[-1] = terminals[-1] => pass
