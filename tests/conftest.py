@@ -14,6 +14,14 @@ import d4rl
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def no_gpu(request, monkeypatch):
+    """The tests are the same on every machine; what needs a GPU is in test_gpu.py."""
+    if request.module.__name__ != "test_gpu":
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # in other processes
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """`finished(script)`: the folder of a tiny run, made when first asked for, and the flags of its data."""

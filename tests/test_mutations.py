@@ -7,6 +7,8 @@ several scripts have in common is changed in one: test_copies.py says that it is
 
 import inspect
 import itertools
+import tempfile
+from pathlib import Path
 
 import pytest
 import test_baselines
@@ -671,6 +673,8 @@ def run_test(script, test, module, request, monkeypatch):
 
     def run():
         for arguments in arguments_of_calls:
+            if "tmp_path" in arguments:  # each call has its own
+                arguments = arguments | {"tmp_path": Path(tempfile.mkdtemp(dir=arguments["tmp_path"]))}
             with monkeypatch.context() as patch:
                 patch.setattr(tests, script.replace("/", "_"), module, raising=False)
                 if script in SCRIPTS:

@@ -5,6 +5,7 @@
 
 import csv
 import errno
+import gc
 import json
 import os
 import re
@@ -414,7 +415,7 @@ def die(monkeypatch, at, number):
 @pytest.mark.parametrize(("at", "writes"), [("fsync", 4 + 2 * 6 + 1), ("replace", 4 + 3 * 6 + 1)])
 def test_resume_after_a_kill_in_any_file(at, writes, tmp_path, monkeypatch):
     """Twice: the run that goes on dies too, two files later. At no moment is there no whole checkpoint."""
-    whole = whole_run(tmp_path)
+    whole, tmp_path = whole_run(tmp_path), tmp_path / at
     with monkeypatch.context() as patch:
         count = die(patch, at, number=-1)
         train(Args(runs_dir=str(tmp_path / "counted"), codebook_size=5))
@@ -447,7 +448,10 @@ def kill(args, updates, stage="learner"):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed) as killed:
         patch.setattr(runs, "Run", type("Run", (Run,), {"log": log}))
         train(args)
-    return killed.value.args[0]
+    folder = killed.value.args[0]
+    del killed
+    gc.collect()  # the dead run's lock
+    return folder
 
 
 def test_seconds_go_on_after_a_kill(tmp_path, monkeypatch):
