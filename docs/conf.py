@@ -10,6 +10,7 @@ open a copy within the site; with -D repository=URL (https://github.com/NAME/saq
 
 import json
 import re
+import shutil
 from logging import getLogger
 from pathlib import Path
 
@@ -123,8 +124,11 @@ def resolve_source_links(app, document, page):
         if "source_file" not in link:
             continue
         name = link["source_file"]
-        source_files.add(name)
-        if app.config.repository:
+        if not name.endswith(".html"):
+            source_files.add(name)
+        if name.endswith(".html"):  # copied as it is
+            link["refuri"] = app.builder.get_relative_uri(page, name.removesuffix(".html"))
+        elif app.config.repository:
             link["refuri"] = f"{app.config.repository.rstrip('/')}/{name}"
         else:
             link["refuri"] = app.builder.get_relative_uri(page, f"source/{name}")
@@ -186,10 +190,11 @@ def write_font(path):
     subset.save_font(font, str(path), options)
 
 
-# --- files beside the pages: the font, and index.html for the home page, which is called README.html ---
+# --- files beside the pages: the font, the live page, and index.html for the home page, README.html ---
 def write_files(app, error):
     if not error:
         write_font(Path(app.outdir, "_static/math.woff"))
+        shutil.copytree(ROOT / "docs/explore", Path(app.outdir, "docs/explore"), dirs_exist_ok=True)
         head = '<title>SAQ</title><meta http-equiv="refresh" content="0; url=README.html">'
         page = f'<!doctype html><html><head>{head}</head><body><a href="README.html">SAQ</a></body></html>\n'
         Path(app.outdir, "index.html").write_text(page)

@@ -53,6 +53,7 @@ for name, path in PATHS.items():
 
 def parse(script, arguments, place, monkeypatch):
     """The script's own parser on these arguments; every runs/... in them stands for a run of the script."""
+    arguments = [str(ROOT / word) if word.startswith("results/") else word for word in arguments]
     for folder in (word for word in arguments if word.startswith("runs/")):
         (place / folder).mkdir(parents=True, exist_ok=True)
         args = asdict(SCRIPTS[script].parse_args(["--device", "cpu"]))

@@ -54,6 +54,7 @@ def test_runs(full, tmp_path, monkeypatch):
     (tmp_path / "docs").mkdir()
     for path in [ROOT / "vqvae.py", *ROOT.glob("saq_*.py")]:
         shutil.copy(path, tmp_path)
+    shutil.copytree(ROOT / "results" / "policies", tmp_path / "results" / "policies")
     copy = nbformat.read(PATH, as_version=4)
     cells = [cell for cell in copy.cells if cell.cell_type == "code"]
     for old, new in [] if full else FASTER:
