@@ -473,10 +473,12 @@ def warnings_about(env_id: str, dataset: dict[str, np.ndarray], h5path: str | Pa
 
     `dataset` is what `get_dataset` returns, `h5path` the file that it is from, if it is not the task's own.
     """
-    spec = task(env_id)
+    spec, starts = task(env_id), None
     sentences = ["rows do not follow each other: transitions are right, but returns of episodes are not known."]
     if is_ordered(env_id, dataset):
         sentences = _about_ends(spec, dataset) + (_about_order(spec, dataset) if not spec.knows_next else [])
+        ends, observations = episode_ends(env_id, dataset), dataset["observations"]
+        starts = observations[np.append(0, ends[ends < len(observations) - 1] + 1)]
     sentences += _about_values(dataset)
     if spec.is_robomimic:
         path = dataset_file(spec, h5path)
@@ -484,7 +486,7 @@ def warnings_about(env_id: str, dataset: dict[str, np.ndarray], h5path: str | Pa
             sentences += robomimic_tasks.remarks(spec, path)
     try:
         sentences += _about_actions(dataset["actions"], *action_bounds(env_id, dataset))
-        return sentences + evaluation.compare(env_id, dataset, h5path)
+        return sentences + evaluation.compare(env_id, dataset, h5path, starts)
     except DatasetError as error:  # a file can be looked into without its simulator
         return [*sentences, f"the data was not compared with the environment: {error}"]
 
@@ -500,6 +502,11 @@ def _about_values(dataset: dict[str, np.ndarray]) -> list[str]:
     if len(mean) > 1 and (np.abs(mean) < 0.2).all() and (np.abs(std - 1) < 0.2).all():
         problem = "every entry of an observation has mean 0 and standard deviation 1"
         sentences.append(f"{problem}: if they were normalised, the environment's are not.")
+    (far,) = np.nonzero(np.abs(observations - mean).max(axis=0) > 0.9 * np.sqrt(len(observations)) * std)
+    if len(far) and len(observations) > 100:
+        value = observations[np.abs(observations[:, far[0]] - mean[far[0]]).argmax(), far[0]]
+        problem = f"entry {far[0]} of an observation is {value:g} in one row, which makes all others alike"
+        sentences.append(f"{problem}: is it a fault of measurement?")
     unwritten = np.count_nonzero(~(observations.any(axis=1) | actions.any(axis=1)))
     if unwritten > 1:
         sentences.append(f"{unwritten:,} rows are 0 in all observations and actions: were they never written?")

@@ -91,12 +91,17 @@ def playable_task(env_id: str, h5path: str | Path | None = None, video: bool = F
     return spec
 
 
-def compare(env_id: str, dataset: dict[str, np.ndarray], h5path: str | Path | None = None) -> list[str]:
+def compare(
+    env_id: str, dataset: dict[str, np.ndarray], h5path: str | Path | None = None, starts: np.ndarray | None = None
+) -> list[str]:
     """What the environment shows in its first steps and the data does not know, in sentences.
 
     Named are entries of an observation that never change in the data and have another value in the environment, and
     those that leave the data's range by ten times its width. The actions are the first of `dataset`, which is what
     `d4rl.get_dataset` returns. No random numbers but the environment's own are drawn.
+
+    With `starts`, the first observations of ten episodes or more (episodes, observation size), the environment's first
+    one has to be near them: walker2d's and halfcheetah's files, and those of all mazes, have the same sizes.
 
     Raises:
         UsageError: as `playable_task`, whose environment is used.
@@ -121,6 +126,14 @@ def compare(env_id: str, dataset: dict[str, np.ndarray], h5path: str | Path | No
         sentences.append(f"entry {column} of an observation is {there} in the data, but {here}.")
     if len(sentences) > 5:
         sentences[5:] = [f"{len(sentences) - 5} more entries of an observation differ likewise."]
+    if not sentences and starts is not None and len(starts) >= 10:
+        low, high, spread = starts.min(0), starts.max(0), dataset["observations"].std(0)
+        away = np.maximum(low - played[0], played[0] - high) / np.where(width > 0, spread, np.inf)
+        if away.max() > 2:
+            column = away.argmax()
+            there = f"entry {column} of an observation between {low[column]:.6g} and {high[column]:.6g}"
+            here = f"{played[0, column]:.6g} in the environment"
+            sentences = [f"episodes begin with {there}, but with {here}: is it the data of another task?"]
     return sentences
 
 

@@ -152,7 +152,7 @@ def test_check_counts_missing_ends(cli, tmp_path):
 def test_check_warns(cli, tmp_path, monkeypatch):
     """A sentence each: more in test_d4rl.py. Without its simulator, a file can still be looked into."""
 
-    def no_simulator(env_id, dataset, h5path):
+    def no_simulator(env_id, dataset, h5path, starts):
         raise d4rl.DatasetError(f"no simulator for {env_id}, {h5path}.")
 
     monkeypatch.setattr(evaluation, "compare", no_simulator)

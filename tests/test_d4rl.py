@@ -551,7 +551,7 @@ def test_episode_returns():
 # --- what is unlikely ---
 def leave_out_comparison(monkeypatch):
     """With what the environment observes: test_evaluation.py."""
-    monkeypatch.setattr(evaluation, "compare", lambda env_id, dataset, h5path: [])
+    monkeypatch.setattr(evaluation, "compare", lambda *given: [])
 
 
 def sound(**changes) -> dict[str, np.ndarray]:
@@ -583,6 +583,10 @@ UNLIKELY = {
         ["all observations are whole"],
     ),
     "whole actions": ({"actions": np.rint(sound()["actions"])}, ["all actions are whole numbers"]),
+    "one far": (
+        {"observations": sound()["observations"] + 1e9 * np.outer(STEP == 7, np.arange(11) == 3)},
+        ["entry 3 of an observation is 1e+09 in one row"],
+    ),
     "rewards 0": ({"rewards": np.zeros(1000)}, ["all rewards are 0: nothing but imitation"]),
     "rewards 1": ({"rewards": np.ones(1000)}, []),  # a terminal ends them
     "missing ends": ({"timeouts": STEP % 200 == 99}, ["observations jump after row 199 and elsewhere"]),
@@ -608,6 +612,18 @@ def test_warnings(changes, expected, monkeypatch):
     for sentence, start in zip(found, expected, strict=True):
         assert sentence.startswith(start)
     assert d4rl_data.describe(HOPPER, data).splitlines()[1:] == [f"warning: {sentence}" for sentence in found]
+
+
+def test_where_episodes_begin(monkeypatch):
+    """What the environment is compared with: rows after an end."""
+    given = []
+    monkeypatch.setattr(evaluation, "compare", lambda *arguments: given.append(arguments[3]) or [])
+    data = sound()
+    rows = [0, *(i + 1 for i in range(999) if data["terminals"][i] or data["timeouts"][i])]
+    d4rl_data.warnings_about(HOPPER, data)
+    np.testing.assert_array_equal(given[0], data["observations"][rows])
+    d4rl_data.warnings_about(HOPPER, data | {"next_observations": data["observations"]})  # in no order
+    assert given[1] is None
 
 
 def test_warnings_about_lengths(monkeypatch):

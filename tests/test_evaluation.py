@@ -369,6 +369,26 @@ def test_compare_at_ten_widths(monkeypatch):
         assert len(d4rl_evaluation.compare(HOPPER, data)) == count
 
 
+def test_compare_where_episodes_begin(monkeypatch):
+    """Two standard deviations of the data away from the first observations of ten episodes."""
+    rows, starts = np.eye(11), np.tile([[0.1], [0.2]], (5, 11))
+    data, std = {"observations": rows, "actions": np.zeros((11, 3))}, np.sqrt(1 / 11 - 1 / 121)
+    for value, count in (
+        (0.2 + 1.9 * std, 0),
+        (0.1 - 1.9 * std, 0),
+        (0.2 + 2.1 * std, 1),
+        (0.1 - 2.1 * std, 1),
+    ):
+        rows[:, 10] = starts[:, 10] = value - 5e-4  # never changes, so it has no deviation
+        odd(monkeypatch, *[(value, 0)] * 30)
+        said = d4rl_evaluation.compare(HOPPER, data, None, starts)
+        assert len(said) == count
+        assert d4rl_evaluation.compare(HOPPER, data, None, starts[1:]) == []
+    assert said[0].startswith(
+        "episodes begin with entry 0 of an observation between 0.1 and 0.2, but with -0.5"
+    )
+
+
 def test_compare_names_five_entries_of_many():
     spec = d4rl.task("pen-human-v1")
     data = {"observations": np.full((50, spec.observation_size), 50.0), "actions": np.zeros((50, 24))}

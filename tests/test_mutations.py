@@ -444,6 +444,9 @@ warnings | if low.max() < 0 <= actions.min() => if False
 warnings | np.array_equal(values, np.rint(values)) => False
 warnings | (rewards[0] == 0 or not dataset["terminals"].any()) => True
 warnings | if unwritten > 1: => if False:
+warnings | > 0.9 * np.sqrt(len(observations)) * std => > 1e9 * std
+where_episodes_begin | ends[ends < len(observations) - 1] + 1 => ends[ends < len(observations) - 1]
+where_episodes_begin | np.append(0, ends[ => np.append(1, ends[
 warnings | (np.abs(std - 1) < 0.2).all() => False
 warnings | if terminals.mean() > 0.5: => if False:
 warnings | > 0.85 * np.median(strangers) => > 1.5 * np.median(strangers)
@@ -482,6 +485,11 @@ compare_at_ten_widths | np.maximum(10 * width, => np.maximum(12 * width,
 compare_names_other_values | 1e-3 * np.maximum(size, 1) => np.maximum(size, 1)
 compare_names_other_values | played[row[column], column] => played[0, column]
 compare_names_other_values | if width[column] else => if not width[column] else
+compare_where_episodes_begin | if away.max() > 2: => if away.max() > 2.5:
+compare_where_episodes_begin | if away.max() > 2: => if away.max() > 1.5:
+compare_where_episodes_begin | and len(starts) >= 10: => and len(starts) >= 9:
+compare_where_episodes_begin | low - played[0], played[0] - high) / => low - played[0], low - played[0]) /
+compare_where_episodes_begin | np.where(width > 0, spread, np.inf) => np.maximum(spread, 1e-9)
 compare_names_five_entries_of_many | if len(sentences) > 5: => if False:
 compare_plays_the_datas_actions | if not over: => if True:
 compare_plays_the_datas_actions | [:COMPARED_STEPS] => [: COMPARED_STEPS - 1]
