@@ -95,8 +95,9 @@ CHANGES = {
     "complex": lambda x: x.astype(complex),
     "records": lambda x: np.zeros(len(x), [("x", "f4"), ("y", "f4")]),
     "column": lambda x: x[:, None] if x.ndim == 1 else x,
+    "flat": lambda x: x.ravel(),
     "wide": lambda x: np.stack([x, x], axis=-1),
-    "apart": lambda x: x[None],
+    "apart": lambda x: np.stack([x, x]),
     "transposed": lambda x: x.T,
     "short": lambda x: x[:-1],
     "long": lambda x: np.concatenate([x, x[:1]]),
@@ -114,7 +115,7 @@ ODD = (np.nan, np.inf, 1e300, 1e20, 2, -1, 0.5, 1)
 def write(path, arrays: dict, pick, rng, **attributes):
     """None is no array, {} a group. Up to two arrays are changed; the end of the file may be missing."""
     for key in dict.fromkeys(pick(*arrays) for _ in range(pick(0, 0, 1, 2) if arrays else 0)):
-        values, how = arrays[key], pick("odd", *CHANGES)
+        values, how = arrays[key], pick(*["odd"] * 5, *CHANGES)
         if values is not None and how != "odd":
             arrays[key] = CHANGES[how](values)
         elif values is not None and values.size:
@@ -185,7 +186,8 @@ def read_d4rl(file, sizes: tuple[int, int]) -> list[tuple]:
             if timeouts is None:
                 timeouts = [ends[i] and not terminals[i] for i in range(count)]
             need(ends == [terminals[i] or timeouts[i] for i in range(count)])
-    telling = [file[key] for key in TELLING if isinstance(file.get(key), h5py.Dataset)]
+    telling = [item for key in TELLING for item in (file.get(key), file.get(f"infos/{key}"))]
+    telling = [item for item in telling if isinstance(item, h5py.Dataset)]
     need(timeouts is not None or not any(item.shape and item.size == len(item) > 1 for item in telling))
 
     def close(a, b):
@@ -227,6 +229,11 @@ def read_robomimic(file, sizes) -> list[tuple]:
         rows = [sum(row, []) for row in rows]
         return [row[:16] + [-x for x in row[16:]] for row in rows] if version[:3] == "1.4" else rows
 
+    def column(key, read):
+        values = [read(demo[key]) for demo in demos]
+        need([len(part) for part in values] == [len(demo["actions"]) for demo in demos])
+        return sum(values, [])
+
     steps, has_next = [], any("next_obs" in demo for demo in demos)
     for demo in demos:
         obs, count = observed(demo, "obs"), len(demo["actions"])
@@ -235,12 +242,12 @@ def read_robomimic(file, sizes) -> list[tuple]:
         steps += zip(obs, rows_of(demo["actions"], 7), following, last, strict=True)
     rewards = [0.0] * len(steps)
     if any("rewards" in demo for demo in demos):
-        rewards = sum((numbers_of(demo["rewards"], np.inf) for demo in demos), [])
+        rewards = column("rewards", lambda item: numbers_of(item, np.inf))
     values = sorted(set(rewards))
     if len(values) == 2:
         success = [reward == values[1] for reward in rewards]
     else:
-        success = sum((flags_of(demo["dones"]) for demo in demos), [])
+        success = column("dones", flags_of)
         need(any(success))
         last = [step[3] for step in steps]
         early = [rewards[i] for i in range(len(steps)) if success[i] and not last[i]]
@@ -298,9 +305,9 @@ def judge(path, env_id: str, read, given: bool = True):
     assert all(len(line) < 400 for line in out.getvalue().splitlines())
 
 
-@fuzz(examples=3000)
+@fuzz(examples=4000)
 def test_d4rl(folder, pick, rng):
-    env_id, count, path = pick("fuzz-v0", "fuzz-v1"), pick(0, 1, 2, 3, 5, 8, 20, 60), folder / "file.hdf5"
+    env_id, count, path = pick("fuzz-v0", "fuzz-v1"), pick(0, 1, 2, 3, 5, 7, 8, 20, 60), folder / "file.hdf5"
     walk = rng.standard_normal((count + 1, SIZES[env_id][0])).cumsum(0).astype(np.float32)
     ends, cuts, jumps = (rng.random(count) < pick(0, 0.05, 0.3, 1) for _ in range(3))
     arrays = {"observations": walk[:-1], "actions": rng.uniform(-2, 2, (count, SIZES[env_id][1]))}
@@ -308,17 +315,18 @@ def test_d4rl(folder, pick, rng):
     noise = pick(0, 1e-7) * rng.random((count, 1)) + 2 * jumps[:, None]
     more = {pick(*NAMES["timeouts"]): cuts, pick(*EITHER): ends | cuts}
     more |= {pick(*NAMES["next_observations"]): (walk[1:] + noise).astype(np.float32)}
+    more |= {pick(*NAMES["terminals"]): ends | (cuts & pick(False, True))}
     arrays |= {key: values for key, values in more.items() if pick(False, True)}
     if pick(False, True) and arrays.keys() & {*NAMES["next_observations"]}:
         order = rng.permutation(count)
         arrays = {key: values[order] for key, values in arrays.items()}
-    if other := pick(*[None] * 6, "infos/qpos", "metadata", "a\nb", "ä" * 300, *TELLING):
+    if other := pick(*[None] * 6, "infos/qpos", "metadata", "a\nb", "ä" * 300, "infos/steps", *TELLING):
         arrays[other] = np.arange(count)
     write(path, arrays, pick, rng)
     judge(path, env_id, read_d4rl)
 
 
-@fuzz(examples=1000)
+@fuzz(examples=1500)
 def test_robomimic(folder, pick, rng):
     arrays, told = {"data/statistics/mean": np.zeros(3)}, pick("nothing", "dense", -1, 0, 1, 10)
     path = folder / "file.hdf5"
