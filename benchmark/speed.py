@@ -14,16 +14,14 @@ matrix products in that format as by --bf16; graph, as the scripts are on a GPU.
 import copy
 import csv
 import importlib.util
-import os
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Literal
-
-os.environ["TQDM_DISABLE"] = "1"
 
 import numpy as np
 import torch
@@ -104,10 +102,11 @@ def now(device: str) -> float:
 
 
 def load_apart(script: str, name: str):
-    """A script as a module of its own, whose losses can be replaced."""
+    """A script as a module of its own, whose losses can be replaced; without bars."""
     spec = importlib.util.spec_from_file_location(name, ROOT / f"{script}.py")
     sys.modules[name] = importlib.util.module_from_spec(spec)  # tyro and dataclasses look classes up here
     spec.loader.exec_module(sys.modules[name])
+    sys.modules[name].tqdm = partial(sys.modules[name].tqdm, disable=True)
     return sys.modules[name]
 
 

@@ -96,7 +96,7 @@ acting | args.acting == "greedy" => args.acting != "greedy"
 acting | args.acting == "mean" => args.acting != "mean"
 acting | spaces.standardise(runs.to_batch => (runs.to_batch
 acting | probs.cumsum(1) <= probs => probs.cumsum(1) >= probs
-acting | .clamp(max=size - 1) =>
+acting | .clamp(max= => .clamp(max=1 + 
 acting | probs.new_tensor(uniform) => probs.new_tensor(np.random.rand(len(uniform)))
 acting | random.random(len(obs)) if uniform is None else uniform => random.random(len(obs))
 acting | random.random(len(obs)) if uniform is None else uniform => uniform
