@@ -265,6 +265,12 @@ def _checked(spec: Task, arrays: dict[str, np.ndarray], source: str) -> dict[str
         raise DatasetError(f"{source}: {others[0][:50]} seems to say where episodes end, but is not read; {advice}.")
     if "next_observations" in checked and not spec.knows_next and not _unmarked(checked).any():
         del checked["next_observations"]  # they are the next rows, as everywhere in D4RL
+    if "next_observations" in checked:
+        goes_on = ~checked["terminals"]
+        same = np.array_equal(checked["next_observations"][goes_on], checked["observations"][goes_on])
+        if same and _unmarked(checked).any():  # (what a buffer keeps of an array that its environment overwrites)
+            problem = "every next observation is the observation of its own row, though the next row is another"
+            raise DatasetError(f"{source}: {problem}; repair next_observations, or leave them out.")
     unending = "timeouts" in checked and not (checked["terminals"] | checked["timeouts"]).any()
     if unending and "next_observations" not in checked and rows["rewards"] > spec.max_episode_steps:
         problem = f"no row of {rows['rewards']:,} ends an episode, which has at most {spec.max_episode_steps:,} steps"
@@ -569,6 +575,8 @@ def _about_order(spec: Task, dataset: dict[str, np.ndarray]) -> list[str]:
     inside = generator.choice(inside, min(len(inside), 30_000), replace=False)
     if len(inside) < 100:
         return []
+    if (obs[inside] == obs[inside + 1]).all(axis=1).mean() > 0.9:
+        return ["observations hardly ever change inside an episode: was one array stored again and again?"]
     size = obs[inside].std(axis=0)
     moving = size > 0
     if not moving.any():

@@ -154,6 +154,10 @@ BAD_ARRAYS = {
     ),
     "signs": ({"timeouts": np.repeat([-1, 1], [8, 1])}, "timeouts holds -1;"),
     "probabilities": ({"terminals": np.repeat([0, 0.5], [8, 1])}, "terminals holds 0.5;"),
+    "own observations": (
+        {"next_observations": arrays(9)["observations"]},
+        "every next observation is the observation of its own row, though the next row is another; repair",
+    ),
     "two names": ({"truncations": np.arange(9) == 4}, "timeouts and truncations differ; keep the right one"),
     "no rows": (arrays(0), "no rows"),
 }
@@ -591,6 +595,10 @@ UNLIKELY = {
     "rewards 1": ({"rewards": np.ones(1000)}, []),  # a terminal ends them
     "missing ends": ({"timeouts": STEP % 200 == 99}, ["observations jump after row 199 and elsewhere"]),
     "not done": ({"terminals": STEP % 50 != 49}, ["980 of 1,000 rows are terminals"]),
+    "stored again": (
+        {"observations": np.repeat(sound()["observations"][49::50], 50, axis=0)},
+        ["observations hardly ever change inside an episode"],
+    ),
     "shuffled": ({"observations": sound()["observations"][ORDER]}, ["a row is as far from the next one"]),
     "late ends": (
         {key: np.roll(sound()[key], 1) for key in ("terminals", "timeouts")},

@@ -197,6 +197,7 @@ def read_d4rl(file, sizes: tuple[int, int]) -> list[tuple]:
     follows = [own is None or (i + 1 < count and close(own[i], obs[i + 1])) for i in range(count)]
     unmarked = [not (follows[i] or marked[i] or i + 1 == count) for i in range(count)]
     need(timeouts is None or any(marked + unmarked) or count <= HORIZON)
+    need(not any(unmarked) or any(own[i] != obs[i] for i in range(count) if not terminals[i]))
     step, transitions = 0, []
     for i in range(count):
         step += 1
@@ -314,7 +315,8 @@ def test_d4rl(folder, pick, rng):
     arrays |= {"rewards": rng.standard_normal(count), pick(*NAMES["terminals"]): ends}
     noise = pick(0, 1e-7) * rng.random((count, 1)) + 2 * jumps[:, None]
     more = {pick(*NAMES["timeouts"]): cuts, pick(*EITHER): ends | cuts}
-    more |= {pick(*NAMES["next_observations"]): (walk[1:] + noise).astype(np.float32)}
+    following = pick(walk[:-1], *[(walk[1:] + noise).astype(np.float32)] * 5)
+    more |= {pick(*NAMES["next_observations"]): following}
     more |= {pick(*NAMES["terminals"]): ends | (cuts & pick(False, True))}
     arrays |= {key: values for key, values in more.items() if pick(False, True)}
     if pick(False, True) and arrays.keys() & {*NAMES["next_observations"]}:

@@ -418,6 +418,7 @@ bad_arrays | if not ((values == 0) | (values == 1)).all(): => if False:
 bad_arrays | ((values == 0) | (values == 1)) => (values <= 1)
 bad_arrays | str(values.dtype)[:50] => str(values.dtype)
 bad_arrays | if values.ndim == 0: => if False:
+bad_arrays | if same and _unmarked(checked).any(): => if False:
 bad_arrays | < 1e15 => < np.inf
 one_number_a_step | elif row == (1,) and values.ndim == 1: => elif False:
 files_of_other_formats | for key in sorted(KNOWN & arrays.keys()): => for key in ("observations",):
@@ -444,6 +445,7 @@ warnings | if low.max() < 0 <= actions.min() => if False
 warnings | np.array_equal(values, np.rint(values)) => False
 warnings | (rewards[0] == 0 or not dataset["terminals"].any()) => True
 warnings | if unwritten > 1: => if False:
+warnings | (obs[inside] == obs[inside + 1]).all(axis=1).mean() > 0.9 => False
 warnings | > 0.9 * np.sqrt(len(observations)) * std => > 1e9 * std
 where_episodes_begin | ends[ends < len(observations) - 1] + 1 => ends[ends < len(observations) - 1]
 where_episodes_begin | np.append(0, ends[ => np.append(1, ends[
