@@ -314,7 +314,7 @@ def test_d4rl(folder, pick, rng):
     arrays = {"observations": walk[:-1], "actions": rng.uniform(-2, 2, (count, SIZES[env_id][1]))}
     arrays |= {"rewards": rng.standard_normal(count), pick(*NAMES["terminals"]): ends}
     noise = pick(0, 1e-7) * rng.random((count, 1)) + 2 * jumps[:, None]
-    more = {pick(*NAMES["timeouts"]): cuts, pick(*EITHER): ends | cuts}
+    more = {pick(*NAMES["timeouts"]): cuts, pick(*EITHER): ends | pick(cuts, cuts, jumps)}
     following = pick(walk[:-1], *[(walk[1:] + noise).astype(np.float32)] * 5)
     more |= {pick(*NAMES["next_observations"]): following}
     more |= {pick(*NAMES["terminals"]): ends | (cuts & pick(False, True))}
@@ -322,8 +322,10 @@ def test_d4rl(folder, pick, rng):
     if pick(False, True) and arrays.keys() & {*NAMES["next_observations"]}:
         order = rng.permutation(count)
         arrays = {key: values[order] for key, values in arrays.items()}
-    if other := pick(*[None] * 6, "infos/qpos", "metadata", "a\nb", "ä" * 300, "infos/steps", *TELLING):
-        arrays[other] = np.arange(count)
+    if other := pick(
+        *[None] * 6, "infos/qpos", "metadata", "a\nb", "ä" * 300, "infos/steps", "infos/0/steps", *TELLING
+    ):
+        arrays[other] = pick(np.arange(count), np.zeros((count, 2)))
     write(path, arrays, pick, rng)
     judge(path, env_id, read_d4rl)
 
