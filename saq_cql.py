@@ -282,7 +282,7 @@ def load_data(args: Args) -> tuple[Transitions, d4rl.Spaces]:
     arrays = d4rl.qlearning_dataset(args.env_id, dataset=dataset)
     tensors = (torch.as_tensor(array, dtype=torch.float32) for array in arrays.values())
     obs, action, next_obs, reward, terminal = tensors
-    std = torch.where(obs.amin(0) == obs.amax(0), 1.0, obs.std(0) + 1e-3)  # some never change
+    std = torch.where(obs.amin(0) == obs.amax(0), 1.0, obs.std(0) + 1e-3)  # 1: it never changes
     bounds = (torch.as_tensor(bound) for bound in d4rl.action_bounds(args.env_id, dataset))
     spaces = d4rl.Spaces(obs.mean(0), std, *bounds, torch.as_tensor(d4rl.fingerprint(arrays)))
     obs, next_obs = spaces.standardise(obs), spaces.standardise(next_obs)
