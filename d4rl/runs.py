@@ -32,7 +32,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from d4rl import __version__, evaluation
 from d4rl.data import Spaces
-from d4rl.tasks import UsageError
+from d4rl.tasks import UsageError, plain_name
 
 # What may change when a run is resumed, what when it is played, and what a quantizer is made of.
 RESUME = {"resume", "steps", "dataset_path", "device", "cuda_graph", "threads", "track", "capture_video"}
@@ -111,7 +111,8 @@ def parse_args(cls, script: str, settings: dict, limits: dict, play: tuple = (),
 
     Args:
         script: its name, without .py.
-        settings: for how an env-id begins (or a tuple of these), other defaults; a later entry wins.
+        settings: for how an env-id begins (or a tuple of these; of Minari's, its `plain_name`), other defaults; a
+            later entry wins. If none is for it, a line says so.
         limits: lowest and highest value of a number; else counts start at 1 and other numbers at 0 (up to `HIGHEST`).
         play: what --evaluate may change besides `PLAY`.
 
@@ -121,11 +122,16 @@ def parse_args(cls, script: str, settings: dict, limits: dict, play: tuple = (),
     argv = sys.argv[1:] if argv is None else argv
     early = tyro.cli(cls, args=[word for word in argv if word not in ("-h", "--help")])
     defaults, fixed, folder = {"env_id": early.env_id}, {}, early.resume or early.evaluate
+    name = plain_name(early.env_id)
     for begin, values in settings.items():
         if unknown := values.keys() - {field.name for field in fields(cls)}:
             raise UsageError(f"SETTINGS has {', '.join(sorted(unknown))}, which Args has not: take it out of one.")
-        if early.env_id.startswith(begin):
+        if name.startswith(begin):
             defaults |= values
+    if len(defaults) == 1 and not folder:
+        names = {name for values in settings.values() for name in values if not name.startswith("eval")}
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(names) if not name.endswith("steps"))
+        print(f"{early.env_id} has no settings of its own, so it has the defaults; worth trying: {flags}.")
     if folder:
         defaults = read_run(folder, script, cls)["args"]
         free = RESUME if early.resume else PLAY | set(play)

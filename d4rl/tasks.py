@@ -70,6 +70,12 @@ class Task:
         return Path(folder, self.path.partition("/")[2] if self.is_robomimic else Path(self.path).name)
 
 
+def plain_name(env_id: str) -> str:
+    """An id as D4RL writes it, of Minari's too: hopper-expert-v0 of mujoco/hopper/expert-v0."""
+    own = "/" in env_id and not env_id.startswith("robomimic/")
+    return env_id.partition("/")[2].replace("/", "-") if own else env_id
+
+
 def _read_tasks() -> dict[str, Task]:
     tasks = {}
     for line in (PACKAGE / "tasks.tsv").read_text(encoding="utf-8").splitlines()[1:]:  # below the column names

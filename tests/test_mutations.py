@@ -535,7 +535,9 @@ damaged_files | if not version and "body_parts" => if not version or "body_parts
 damaged_files | "body_parts" in json.dumps(controllers) => True
 """,
     "runs": r"""
-settings_per_domain | env_id.startswith(begin) => env_id.endswith(begin)
+settings_per_domain | name.startswith(begin) => name.endswith(begin)
+settings_per_domain | name = plain_name(early.env_id) => name = early.env_id
+settings_per_domain | if len(defaults) == 1 and => if
 settings_per_domain | defaults |= values => defaults = values | defaults
 settings_per_domain | if word not in ("-h", "--help") => if word
 limits | not low <= value <= high => not low < value < high
