@@ -17,7 +17,7 @@ import importlib.util
 import sys
 import time
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -111,24 +111,26 @@ def load_apart(script: str, name: str):
 
 
 class Script:
-    """A stage of a script in a mode; `block(n)`: seconds of n of its updates."""
+    """A stage of a script in a mode, with further flags; `block(n)`: seconds of n of its updates."""
 
-    def __init__(self, job: str, mode: str, rows: int, device: str):
+    def __init__(self, job, mode: str, rows: int, device: str, action_dim: int = ACTION_DIM, more=()):
         script, self.stage, flags = JOBS[job]
+        flags = [*flags, *more]
         self.words = set(mode.split("+"))
         self.module = module = load_apart(script, f"speed {job} {mode}".replace(".", ""))
         self.args = args = module.parse_args([*flags, "--device", device, "--env-id", "hopper-medium-v2"])
         args.eval_every, args.cuda_graph = 10**9, "graph" in self.words
         torch.manual_seed(0)
         spaces = Spaces(*torch.zeros(5, OBS_DIM))._replace(
-            action_low=-torch.ones(ACTION_DIM), action_high=torch.ones(ACTION_DIM)
+            action_low=-torch.ones(action_dim), action_high=torch.ones(action_dim)
         )
         if hasattr(module, "make_models"):
             self.models = module.make_models(args, spaces.to(device))
         else:
-            self.models = (module.Learner(args, OBS_DIM, ACTION_DIM).to(device),)
+            self.models = (module.Learner(args, OBS_DIM, action_dim).to(device),)
         codes = getattr(args, "codebook_size", getattr(args, "num_candidates", 1))
-        self.data = module.Transitions(*random_data(rows, codes, device)[: len(module.Transitions._fields)])
+        arrays = random_data(rows, codes, device, action_dim)
+        self.data = module.Transitions(*arrays[: len(module.Transitions._fields)])
         if "compiled" in self.words:
             for loss in {"quantizer_loss", "behaviour_loss", "learner_loss"} & vars(module).keys():
                 setattr(module, loss, torch.compile(getattr(module, loss)))
@@ -146,11 +148,12 @@ class Script:
         raise AssertionError("train ended before its updates were done")
 
 
-def random_data(rows: int, codes: int, device: str) -> list[torch.Tensor]:
-    """In the order of `Transitions`."""
+@cache
+def random_data(rows: int, codes: int, device: str, action_dim: int = ACTION_DIM) -> list[torch.Tensor]:
+    """In the order of `Transitions`; all that ask for the same have the same, once in memory."""
     random = torch.Generator(device).manual_seed(0)
     obs, next_obs = (torch.randn(rows, OBS_DIM, generator=random, device=device) for _ in range(2))
-    action = torch.rand(rows, ACTION_DIM, generator=random, device=device) * 2 - 1
+    action = torch.rand(rows, action_dim, generator=random, device=device) * 2 - 1
     reward = torch.rand(rows, generator=random, device=device)
     terminal = (torch.rand(rows, generator=random, device=device) < 0.001).float()
     code = torch.randint(codes, (rows,), generator=random, device=device)
@@ -249,6 +252,22 @@ def gflop(job) -> float:
 
 
 # --- measuring ---
+def take_turns(jobs: dict, rounds: int, seconds: float) -> dict[tuple, list[float]]:
+    """Updates per second of each job in each round; a block lasts about `seconds`."""
+    counts, rates = {}, {key: [] for key in jobs}
+    for key, job in jobs.items():  # compiles, where it has to, and finds out how many fill a block
+        begin = time.perf_counter()
+        job.block(2)
+        counts[key] = max(5, round(seconds * 20 / job.block(20)))
+        name = " ".join(map(str, key))
+        print(f"{name:<40} {time.perf_counter() - begin:6.1f} s to begin", flush=True)
+    for number in range(rounds):
+        for key, job in jobs.items():
+            rates[key].append(counts[key] / job.block(counts[key]))
+        print(f"round {number + 1} of {rounds}", flush=True)
+    return rates
+
+
 def measure(args: Args) -> list[dict]:
     """A row of `COLUMNS` for each job and mode."""
     torch.set_num_threads(args.threads)
@@ -263,17 +282,8 @@ def measure(args: Args) -> list[dict]:
         for mode in modes:
             timed[job, mode] = Script(job, mode, args.rows, args.device) if mode != "eager" else plain
             work[job, mode] = amount
-    everything, counts = {**{(name, ""): peak for name, peak in peaks.items()}, **timed}, {}
-    rates = {key: [] for key in everything}
-    for key, job in everything.items():  # compiles, where it has to, and finds out how many fill a block
-        begin = time.perf_counter()
-        job.block(2)
-        counts[key] = max(5, round(args.seconds * 20 / job.block(20)))
-        print(f"{' '.join(key):<40} {time.perf_counter() - begin:6.1f} s to begin", flush=True)
-    for number in range(args.rounds):
-        for key, job in everything.items():
-            rates[key].append(counts[key] / job.block(counts[key]))
-        print(f"round {number + 1} of {args.rounds}", flush=True)
+    everything = {**{(name, ""): peak for name, peak in peaks.items()}, **timed}
+    rates = take_turns(everything, args.rounds, args.seconds)
     rows = []
     for (job, mode), amount in work.items():
         rate = rates[job, mode]

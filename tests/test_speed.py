@@ -1,6 +1,7 @@
-"""--bf16, which trades exactness for speed, and benchmark/speed.py, which measures."""
+"""--bf16, which trades exactness for speed; benchmark/speed.py and cost_curves.py, which measure."""
 
 import copy
+import csv
 import os
 import subprocess
 import sys
@@ -64,6 +65,7 @@ def test_a_run_stays_bf16(tmp_path):
 
 # --- benchmark/speed.py ---
 speed = load(ROOT / "benchmark" / "speed.py", "speed")
+curves = load(ROOT / "benchmark" / "cost_curves.py", "cost_curves")
 
 
 @pytest.fixture(scope="module")
@@ -138,5 +140,68 @@ def test_the_plot_has_a_bar_for_each_row(rows, tmp_path, monkeypatch):
 def test_bad_flags_are_one_sentence(flags, sentence, capsys):
     with pytest.raises(SystemExit) as stopped:
         speed.main(speed.Args(**flags))
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.startswith("error: ") and sentence in error
+
+
+# --- benchmark/cost_curves.py ---
+GROWS = {"codes": "codebook_size", "width": "hidden_dim", "batch": "batch_size", "samples": "num_actions"}
+
+
+@pytest.mark.parametrize("name", curves.CURVES)
+def test_one_thing_grows_at_a_time(name):
+    """From what benchmark/speed.py measures."""
+    curve = curves.CURVES[name]
+    for job in curve.jobs:
+        usual = speed.Script(job, "eager", curves.CURVES["rows"].default, "cpu")
+        point, other = (curves.script(job, name, value) for value in (curve.default, curve.values[0]))
+        usual, point, other = (
+            vars(one.args) | {"rows": len(one.data.obs), "actions": one.data.action.shape[1]}
+            for one in (usual, point, other)
+        )
+        grows = "vqvae_hidden_dim" if (job, name) == ("quantizer", "width") else GROWS.get(name, name)
+        assert point == usual and other == usual | {grows: curve.values[0]}
+
+
+def test_curves_from_measuring_to_the_picture(tmp_path, monkeypatch, capsys):
+    """The default is measured once for all curves; SAQ-CQL stands beside CQL, and samples nothing."""
+    for name, changes in {"actions": [(3, 9), 3], "samples": [(1, 2), 2]}.items():
+        changes = dict(zip(("values", "default"), changes, strict=True))
+        monkeypatch.setitem(curves.CURVES, name, curves.CURVES[name]._replace(**changes))
+    monkeypatch.setitem(curves.CURVES, "rows", curves.CURVES["rows"]._replace(default=100))
+    curves.main(curves.Args(["actions", "samples"], 2, 0.001, str(tmp_path / "new" / "curves.csv")))
+    with (tmp_path / "new" / "curves.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    points = {(row["curve"], row["job"], row["value"]): float(row["updates_per_second"]) for row in rows}
+    wanted = [("actions", job, value) for job in curves.CURVES["actions"].jobs for value in "39"]
+    wanted += [("samples", job, value) for job in ("CQL", "SAQ-CQL") for value in "12"]
+    assert list(points) == wanted
+    alone = points["actions", "SAQ-CQL", "3"]
+    assert alone == points["samples", "SAQ-CQL", "1"] == points["samples", "SAQ-CQL", "2"]
+    for row in rows:
+        assert 0 < float(row["lowest"]) <= float(row["updates_per_second"]) <= float(row["highest"])
+    assert capsys.readouterr().out.count("samples           2") == 2
+    first = (tmp_path / "new" / "curves.svg").read_bytes()
+    curves.main(curves.Args(plot=str(tmp_path / "new" / "curves.csv")))
+    assert (tmp_path / "new" / "curves.svg").read_bytes() == first
+    assert (tmp_path / "new" / "curves.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("value, label", [(100, "100"), (4096, "4096"), (10_000, "10k"), (10**6, "1M")])
+def test_short_labels(value, label):
+    assert curves.short(value) == label
+
+
+@pytest.mark.parametrize(
+    "flags, sentence",
+    [
+        ({"curves": ["code"]}, "no curve is called 'code'"),
+        ({"rounds": 0}, "--rounds is at least 1"),
+        ({"plot": "nowhere.csv"}, "nowhere.csv"),
+    ],
+)
+def test_bad_flags_of_curves_are_one_sentence(flags, sentence, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        curves.main(curves.Args(**flags))
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and error.startswith("error: ") and sentence in error
