@@ -1,11 +1,10 @@
-"""Aquadem: another way to action codes, as a comparison: K candidate actions per state.
+"""Aquadem (Dadashi et al. 2022, arXiv 2110.10149), for comparison: K candidate actions per state.
 
     stage 1   K heads psi_k(s), one of them near the data's action; the index of the nearest is its code
     stage 2   the learner of saq_bc.py, saq_cql.py or saq_iql.py, on these codes
     acting    choose a code with pi, take its candidate in the current state
 
 "Plumbing" is the same in every script; skip it. Explained in docs/baselines.md.
-Aquadem: Dadashi et al. 2022, arXiv 2110.10149.
 
     python baselines/aquadem.py --env-id hopper-medium-expert-v2
 """
@@ -57,6 +56,7 @@ class Args:
     env_id: str = "maze2d-large-demos-v0"  # task: the d4rl package has its environment and its data
     dataset_path: str = ""  # an HDF5 file in D4RL's or robomimic's format, not the task's own
     seed: int = 0  # of weights, batches and evaluation episodes
+    num_seeds: int = 1  # how many seeds to train, from `seed` on: a run each, side by side
     acting: Literal["greedy", "sample", "mean"] = "sample"  # likeliest code, drawn, mean of all
     eval_every: int = 5_000  # updates between two evaluations, each with a checkpoint
     eval_episodes: int = 20  # episodes per evaluation

@@ -49,6 +49,7 @@ class Args:
     env_id: str = "maze2d-large-demos-v0"  # task: the d4rl package has its environment and its data
     dataset_path: str = ""  # an HDF5 file in D4RL's or robomimic's format, not the task's own
     seed: int = 0  # of weights, batches and evaluation episodes
+    num_seeds: int = 1  # how many seeds to train, from `seed` on: a run each, side by side
     eval_every: int = 5_000  # updates between two evaluations, each with a checkpoint
     eval_episodes: int = 20  # episodes per evaluation
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one

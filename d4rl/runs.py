@@ -30,7 +30,7 @@ import tyro
 from filelock import FileLock, Timeout
 from torch.utils.tensorboard import SummaryWriter
 
-from d4rl import __version__, evaluation
+from d4rl import __version__, evaluation, seeds
 from d4rl.data import Spaces
 from d4rl.tasks import UsageError, plain_name
 
@@ -40,7 +40,7 @@ PLAY = {"evaluate", "dataset_path", "device", "threads", "capture_video", "seed"
 QUANTIZER = {"vqvae_steps", "vqvae_hidden_dim", "codebook_size", "embedding_dim", "codebook_form", "revive"}
 QUANTIZER |= {"condition_on_obs"}
 # Highest values where a script gives none (else 1e9): beyond them, memory runs out without a word.
-HIGHEST = {"batch_size": 2**20, "codebook_size": 2**16, "eval_episodes": 10_000, "threads": 2**10}
+HIGHEST = {"batch_size": 2**20, "codebook_size": 2**16, "eval_episodes": 10_000, "threads": 2**10, "num_seeds": 1000}
 HIGHEST |= dict.fromkeys(("hidden_dim", "vqvae_hidden_dim", "embedding_dim"), 2**13)
 HIGHEST |= dict.fromkeys(("num_actions", "num_candidates", "num_draws"), 2**13)
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
@@ -55,12 +55,19 @@ BARRED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE}
 def guard(main, parse_args):
     """`main(parse_args())`, for a script's last line: what the user can mend ends in one sentence, not in a traceback.
 
+    With --num-seeds, this process calls no `main`, but starts one per seed that does.
+
     The exit code is 2 after an error, 143 after a scheduler's SIGTERM. Ctrl-C ends the process by its signal, which
     shells report as 130 and which stops their loops too; after the first one, a second ends it at once.
     """
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        main(parse_args())
+        args = parse_args()
+        if getattr(args, "num_seeds", 1) == 1:
+            main(args)
+        else:
+            _make_folder(args.runs_dir, args.runs_dir)
+            seeds.train(args)
     except KeyboardInterrupt as stop:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         print(f"stopped{_how_to_go_on()}", file=sys.stderr)
@@ -188,6 +195,8 @@ def change(cls, args: dict, play: tuple, changes: dict):
 
 def prepare(args):
     """Threads, and an environment that works. Raises UsageError: what is missing to play, or to record a video."""
+    if args.num_seeds != 1:
+        raise UsageError(f"num_seeds is {args.num_seeds}, but `main` trains one seed: call it once for each.")
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)  # below 1e-38 is 0: such numbers slow some processors
     torch.set_float32_matmul_precision("medium" if args.bf16 else "highest")  # weights and sums stay float32
@@ -295,6 +304,14 @@ def _write(path: Path, content: bytes, keep: str = ""):
     os.replace(new, path)
 
 
+def _make_folder(folder: str | Path, runs_dir: str, exist_ok: bool = True):
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=exist_ok)
+    except OSError as error:
+        problem = f"--runs-dir {runs_dir}: no folder can be made there ({error.strerror})"
+        raise UsageError(f"{problem}; name another one.") from error
+
+
 class Run:
     """A run that trains, in a new folder below `args.runs_dir` or, with `args.resume`, in its own.
 
@@ -315,11 +332,7 @@ class Run:
         self.damaged = False  # whether checkpoint.pt is, and the one before it must not be replaced by it
         if getattr(args, "quantizer_from", "") and not args.resume:
             self._take_quantizer(args.quantizer_from)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=bool(args.resume))
-        except OSError as error:
-            problem = f"--runs-dir {args.runs_dir}: no folder can be made there ({error.strerror})"
-            raise UsageError(f"{problem}; name another one.") from error
+        _make_folder(self.folder, args.runs_dir, exist_ok=bool(args.resume))
         try:
             self._lock()
             if args.resume:
