@@ -118,7 +118,7 @@ def draw(path: Path):
         axes.grid(axis="y", color=PALE)
         axes.set_xlabel(curve.title)
     for axes in panels[:, 0]:
-        axes.set_yticks([10**k for k in range(5)], [f"{10**k:,}" for k in range(5)])
+        axes.set_yticks([10**k for k in range(4)], [f"{10**k:,}" for k in range(4)])
         axes.set_ylabel("updates per second")
     used = [job for job in COLOURS if any(row["job"] == job for row in rows)]
     handles = [plt.Line2D([], [], color=COLOURS[job], marker="o", ms=4) for job in used]

@@ -258,7 +258,7 @@ def take_turns(jobs: dict, rounds: int, seconds: float) -> dict[tuple, list[floa
     for key, job in jobs.items():  # compiles, where it has to, and finds out how many fill a block
         begin = time.perf_counter()
         job.block(2)
-        counts[key] = max(5, round(seconds * 20 / job.block(20)))
+        counts[key] = max(5, round(seconds * 5 / job.block(5)))
         name = " ".join(map(str, key))
         print(f"{name:<40} {time.perf_counter() - begin:6.1f} s to begin", flush=True)
     for number in range(rounds):
