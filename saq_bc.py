@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import d4rl
-from d4rl import runs
+from d4rl import codes, runs
 from vqvae import VQVAE, mlp
 
 
@@ -83,14 +83,16 @@ def quantizer_loss(args: Args, vqvae: VQVAE, batch: Transitions):
 
 @torch.no_grad()
 def measure_quantizer(vqvae: VQVAE, data: Transitions, heldout: Tensor) -> dict[str, float]:
-    """Codes in use (collapse: perplexity far below K), ||a - a~||^2 on rows not trained on."""
+    """Codes in use (collapse: perplexity far below K), ||a - a~||^2 and what they explain, held out."""
     code = vqvae.encode(data.obs, data.action)  # (N,)
     share = torch.bincount(code, minlength=len(vqvae.codebook)) / len(code)  # (K,)
-    error = vqvae.decode(data.obs[heldout], code[heldout]) - data.action[heldout]
+    decoded = vqvae.decode(data.obs[heldout], code[heldout])  # a~
+    error = decoded - data.action[heldout]
     return {
         "vqvae/codes_used": (share > 0).sum().item(),
         "vqvae/perplexity": torch.special.entr(share).sum().exp().item(),  # exp(entropy) <= K
         "vqvae/heldout_error": error.pow(2).sum(1).mean().item(),
+        **codes.explained(data.obs, data.action, decoded, heldout),
     }
 
 

@@ -29,8 +29,9 @@ import torch
 import tyro
 from filelock import FileLock, Timeout
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
-from d4rl import __version__, evaluation, seeds
+from d4rl import __version__, codes, evaluation, seeds
 from d4rl.data import Spaces
 from d4rl.tasks import UsageError, plain_name
 
@@ -532,6 +533,8 @@ class Run:
             self.wandb.log({"stage": stage, "step": step} | row)
         self._save()
         self._begin()
+        if step == steps and "vqvae/explained" in row:
+            tqdm.write(codes.sentence(row, self.args.codebook_size, len(self.spaces.action_low)))
         return {name: f"{value:.3g}" for name, value in row.items() if not name.startswith(("time", "charts"))}
 
     def _save(self):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import test_baselines
+import test_codes
 import test_d4rl
 import test_evaluation
 import test_losses
@@ -23,9 +24,11 @@ import test_vqvae
 from common import PATHS, ROOT, SAQ, SCRIPTS, load
 
 TESTS = (test_losses, test_baselines, test_d4rl, test_evaluation, test_robomimic, test_vqvae)
-TESTS += (test_runs, test_resume, test_scripts)
+TESTS += (test_codes, test_runs, test_resume, test_scripts)
 FILES = PATHS | {"vqvae": ROOT / "vqvae.py", "runs": ROOT / "d4rl/runs.py"}
-FILES |= {f"d4rl/{name}": ROOT / f"d4rl/{name}.py" for name in ("data", "evaluation", "robomimic_tasks")}
+FILES |= {
+    f"d4rl/{name}": ROOT / f"d4rl/{name}.py" for name in ("codes", "data", "evaluation", "robomimic_tasks")
+}
 BY_HAND = "training_equals_a_loop_by_hand"
 REWARDS = r"""
 load_data | 1000 / d4rl => -1000 / d4rl
@@ -115,7 +118,8 @@ SAQ_LOOP = rf"""
 {BY_HAND} | optimizer.step() => pass && return metrics\n\n => optimizer.step(); return metrics\n\n
 {BY_HAND} | code=vqvae.encode(data.obs, data.action) => code=early && train(args, run, "quantizer" => """
 SAQ_LOOP += r"""early = vqvae.encode(data.obs, data.action); train(args, run, "quantizer"
-measure_quantizer | error = vqvae.decode(data.obs[heldout] => error = vqvae.decode(data.obs[heldout + 1]
+measure_quantizer | decoded = vqvae.decode(data.obs[heldout] => decoded = vqvae.decode(data.obs[heldout + 1]
+measure_quantizer | data.action, decoded, heldout) => data.action, decoded, heldout + 1)
 measure_quantizer | error.pow(2).sum(1) => error.pow(2).mean(1)
 """
 SWAPPED = rf"""
@@ -460,6 +464,14 @@ a_warning_where_ends_are_only_counted | elif "timeouts" not in dataset and => el
 a_warning_where_ends_are_only_counted | and len(terminals) > horizon: => :
 warnings_about_lengths | append=len(terminals) - 1) => append=ends[-1])
 warnings_about_lengths | terminals[ends] & (lengths => (lengths
+""",
+    "d4rl/codes": r"""
+explained | 1 - error / plain_error => error / plain_error
+explained_is_of_heldout_rows | fitted[heldout] = False =>
+directions | variances.sum().pow(2) / => variances.sum() /
+rows_come_from_the_whole_data | fitted[:: len(fitted) // 20_000 + 1] => fitted[:20_000]
+sentence | < 0.5: => < 0.4:
+sentence | max(measured['vqvae/explained'], 0) => measured['vqvae/explained']
 """,
     "d4rl/evaluation": r"""
 actions_that_are_none | if actions.shape != (len(obs), size): => if False:
