@@ -32,7 +32,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from d4rl import __version__, codes, evaluation, seeds
-from d4rl.data import Spaces
+from d4rl.data import Spaces, fingerprint, get_dataset, qlearning_dataset
 from d4rl.tasks import UsageError, plain_name
 
 # What may change when a run is resumed, what when it is played, and what a quantizer is made of.
@@ -195,7 +195,11 @@ def change(cls, args: dict, play: tuple, changes: dict):
 
 
 def prepare(args):
-    """Threads, and an environment that works. Raises UsageError: what is missing to play, or to record a video."""
+    """Threads, and an environment that works.
+
+    Raises:
+        UsageError: what is missing to play, or to record a video; a robomimic run is to be played with other data.
+    """
     if args.num_seeds != 1:
         raise UsageError(f"num_seeds is {args.num_seeds}, but `main` trains one seed: call it once for each.")
     torch.set_num_threads(args.threads)
@@ -205,7 +209,11 @@ def prepare(args):
         thirds = torch.full((64, 64), 1 / 3)
         if abs(float((thirds @ thirds)[0, 0]) - 64 / 9) < 1e-3:  # as exact as without
             print("--bf16 changes nothing here: this processor has no units for it.")
-    evaluation.playable_task(args.env_id, args.dataset_path or None, args.capture_video)
+    spec = evaluation.playable_task(args.env_id, args.dataset_path or None, args.capture_video)
+    if args.evaluate and spec.is_robomimic:  # its environment is the one that its file describes
+        dataset = get_dataset(args.env_id, args.dataset_path or None)
+        found = torch.as_tensor(fingerprint(qlearning_dataset(args.env_id, dataset=dataset)))
+        _check_data(args.evaluate, Spaces(*read_run(args.evaluate)["spaces"]).fingerprint, found)
 
 
 # --- folder ---
@@ -251,6 +259,13 @@ def read_quantizer(folder: str | Path, spaces: Spaces) -> dict:
     if not (same and torch.equal(theirs.action_high, ours.action_high)):
         raise UsageError(f"the quantizer in {folder} was trained on other data; leave --quantizer-from out.")
     return saved
+
+
+def _check_data(folder: str | Path, saved: torch.Tensor, found: torch.Tensor):
+    """Whether the run's data is what was found, by their fingerprints."""
+    if not torch.equal(saved, found):
+        advice = "give the file that it was trained on with --dataset-path, or start a new run"
+        raise UsageError(f"{folder} was trained on other data than what is there now; {advice}.")
 
 
 def _read(path: Path) -> tuple[dict, str]:
@@ -373,9 +388,7 @@ class Run:
         self.saved = read_run(self.folder)
         self.damaged = _read(self.folder / CHECKPOINT)[0] == {}
         saved = Spaces(*self.saved["spaces"])
-        if not torch.equal(saved.fingerprint, self.spaces.fingerprint.cpu()):
-            advice = "give the file that it was trained on with --dataset-path, or start a new run"
-            raise UsageError(f"{self.folder} was trained on other data than what is there now; {advice}.")
+        _check_data(self.folder, saved.fingerprint, self.spaces.fingerprint.cpu())
         self.spaces = saved.to(self.spaces.obs_mean.device)  # another processor may round the mean otherwise
         if learner := self.saved["stages"].get("learner"):
             learner["finished"] = learner["step"] == self.args.steps

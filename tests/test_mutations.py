@@ -622,9 +622,10 @@ resume_after_a_kill_in_any_file | torch.set_rng_state(noise[0]) => pass
 damaged_checkpoint | keep="" if self.damaged else PREVIOUS => keep=PREVIOUS
 damaged_checkpoint | _say(f"{fallback}; using => str(f"{fallback}; using
 damaged_checkpoint_of_a_finished_run | reason = f" ({fallback} => reason = f" (
-other_data | saved.fingerprint, self.spaces.fingerprint => saved.fingerprint[0], self.spaces.fingerprint[0]
-other_data | saved.fingerprint, self.spaces.fingerprint => saved.fingerprint[1], self.spaces.fingerprint[1]
+other_data | torch.equal(saved, found) => torch.equal(saved[0], found[0])
+other_data | torch.equal(saved, found) => torch.equal(saved[1], found[1])
 other_data | asdict(args) | {"resume": ""} => self.saved["args"] or asdict(args)
+a_run_is_played_with_its_own_data | if args.evaluate and spec.is_robomimic: => if False:
 spaces_of_a_resumed_run | self.spaces = saved.to( => str(
 copied_and_renamed_folder | Path(args.resume or => Path(
 quantizer_of_another_run | [0], ours.fingerprint[0] => [1], ours.fingerprint[1]

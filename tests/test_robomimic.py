@@ -1,4 +1,4 @@
-"""robomimic's files and environments."""
+"""robomimic's files and environments. `runs` is a global: test_mutations.py puts altered copies there."""
 
 import json
 import os
@@ -12,10 +12,11 @@ import gymnasium
 import h5py
 import numpy as np
 import pytest
-from common import play, run, tiny
+from common import SCRIPTS, play, run, tiny
 
 import d4rl
 from d4rl import robomimic_tasks as d4rl_robomimic_tasks
+from d4rl import runs
 
 STANDINS = os.environ.get("SAQ_STANDIN_DIR", "")
 standins = pytest.mark.skipif(not STANDINS, reason="SAQ_STANDIN_DIR names no folder with stand-in datasets")
@@ -424,12 +425,34 @@ def test_a_run_is_played_after_its_file_has_moved(tmp_path, monkeypatch):
     monkeypatch.setattr(d4rl, "evaluate", evaluate)
     flags = ["--env-id", "robomimic/lift-ph", "--dataset-path", path]
     folder = run("saq_bc", tmp_path, *flags, *tiny("saq_bc", steps=2, eval_every=2, episodes=1))
-    moved = path.rename(tmp_path / "moved.hdf5")
     play("saq_bc", "--evaluate", folder)
+    moved = path.rename(tmp_path / "moved.hdf5")
     assert play("saq_bc", "--evaluate", folder, "--dataset-path", moved) == 100
     assert used == [str(path), str(path), str(moved)]
     with pytest.raises(d4rl.DatasetError, match="no readable file"):
         d4rl.make("robomimic/lift-ph", path)
+
+
+def test_a_run_is_played_with_its_own_data(tmp_path, monkeypatch):
+    """Another file may describe another environment, whose scores are none of the run's."""
+    monkeypatch.setattr(d4rl.evaluation, "playable_task", lambda *_: LIFT)
+    monkeypatch.setattr(d4rl, "evaluate", lambda *_: [1.0])
+    path = write(tmp_path / "f.hdf5", lengths=(40, 40))
+    flags = ["--env-id", "robomimic/lift-ph", "--dataset-path", path]
+    folder = run("saq_bc", tmp_path, *flags, *tiny("saq_bc", steps=2, eval_every=2, episodes=1))
+
+    def prepare(*more):
+        runs.prepare(SCRIPTS["saq_bc"].parse_args(["--evaluate", str(folder), *map(str, more)]))
+
+    prepare()
+    moved = path.rename(tmp_path / "moved.hdf5")
+    prepare("--dataset-path", moved)
+    other = write(tmp_path / "other.hdf5", lengths=(40, 39))
+    with pytest.raises(d4rl.UsageError, match="trained on other data .*--dataset-path"):
+        prepare("--dataset-path", other)
+    write(path, lengths=(40, 39))  # where the run's own file was
+    with pytest.raises(d4rl.UsageError, match="trained on other data .*--dataset-path"):
+        prepare()
 
 
 # --- against the originals ---
