@@ -81,9 +81,9 @@ def playable_task(env_id: str, h5path: str | Path | None = None, video: bool = F
     if spec.is_robomimic:
         robomimic_tasks.check_robosuite()  # before its file is downloaded
     try:
-        _first(spec, h5path)(0)
+        _first(spec, h5path)([0])
         if video and os.name != "nt":
-            _Worker(spec.env_id, h5path, video=True).end(0)
+            _Worker(spec.env_id, h5path, video=True).end([0])
     except UsageError:
         raise
     except Exception as error:  # of a foreign environment: any
@@ -108,12 +108,12 @@ def compare(
     """
     spec = task(env_id)
     respond = _first(spec, h5path)
-    played, over = [respond(0)[0]], False
+    played, over = [respond([0])[0]], False
     for action in dataset["actions"][:COMPARED_STEPS]:
         if not over:
-            obs, _, over = respond(action)
+            obs, _, over = respond(action[None])
             played.append(obs)
-    played = np.float32(played)  # (steps, observation size)
+    played = np.float32(np.concatenate(played))  # (steps, observation size)
 
     low, high = dataset["observations"].min(0), dataset["observations"].max(0)
     width, size = high - low, np.maximum(np.abs(low), np.abs(high))
@@ -170,7 +170,7 @@ def evaluate(
     if todo and spec.env_id.startswith(SPREAD):
         returns |= _play_spread(_workers(spec.env_id, h5path, _processes(episodes)), act, todo, seed)
     elif todo:
-        returns |= _play_here(_environments(spec.env_id, episodes)[: len(todo)], act, todo, seed)
+        returns |= _play_here(spec, _environments(spec.env_id, episodes)[: len(todo)], act, todo, seed)
     return [returns[i] for i in range(episodes)]
 
 
@@ -178,22 +178,25 @@ def _first(spec: Task, h5path: str | Path | None) -> Callable:
     """`_respond` of the first environment that plays a task, here or in a worker."""
     if spec.env_id.startswith(SPREAD):
         return _workers(spec.env_id, h5path, _processes(1))[0].ask
-    return partial(_respond, _environments(spec.env_id, 1)[0])
+    return partial(_respond, _environments(spec.env_id, 1))
 
 
-def _respond(env: gymnasium.Env, message: int | np.ndarray) -> tuple[np.ndarray, float, bool]:
-    """(observation, reward, over) after a reset with the seed `message`, or a step with the action `message`."""
-    if isinstance(message, int):
-        obs, reward, over = env.reset(seed=message)[0], 0.0, False
+def _respond(envs: list[gymnasium.Env], messages: list[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Observations (B, size), rewards (B,) and ends (B,) after resets with B seeds, or steps with actions (B, size)."""
+    if isinstance(messages, list):
+        obs = [env.reset(seed=seed)[0] for env, seed in zip(envs, messages, strict=True)]
+        rewards, over = np.zeros(len(envs)), np.zeros(len(envs), bool)
     else:
-        space = env.action_space
-        obs, reward, terminated, truncated, _ = env.step(np.clip(message, space.low, space.high))
-        over = terminated or truncated
-    obs = np.asarray(obs)
-    obs = obs if obs.dtype.kind == "f" else obs.astype(float)
-    if not (np.isfinite(obs).all() and np.isfinite(reward)):
-        raise UsageError(f"{env} gave an observation or a reward that is NaN or infinite: its episodes have no score.")
-    return obs, reward, over
+        space = envs[0].action_space
+        actions = np.clip(messages, space.low, space.high)
+        steps = [env.step(action) for env, action in zip(envs, actions, strict=True)]
+        obs, rewards, terminated, truncated, _ = zip(*steps, strict=True)
+        rewards, over = np.array(rewards, float).ravel(), np.logical_or(terminated, truncated).ravel()
+    obs = np.array(obs)
+    if not (np.isfinite(obs).all() and np.isfinite(rewards).all()):
+        problem = "an observation or a reward that is NaN or infinite"
+        raise UsageError(f"{envs[0]} gave {problem}: its episodes have no score.")
+    return obs, rewards, over
 
 
 def _actions(act: Act, obs: np.ndarray, uniform: np.ndarray, size: int) -> np.ndarray:
@@ -223,20 +226,24 @@ def _filled(kept: list, count: int, make_one: Callable) -> list:
     return kept[:count]
 
 
-def _play_here(envs: list[gymnasium.Env], act: Act, todo: list[int], seed: int) -> dict[int, float]:
-    """Returns by episode. All run in lock step: one call of `act` serves those that still run."""
+def _play_here(
+    spec: Task, envs: list[gymnasium.Env], act: Act, todo: list[int], seed: int, bar: str = "episodes"
+) -> dict[int, float]:
+    """Returns by episode. All run in lock step: one call of `act` serves those that still run.
+
+    What takes more than a second has a bar. Its time left is the longest that it can be: the environment's limit.
+    """
     generators = [np.random.default_rng(1000 * seed + i) for i in todo]
-    obs = np.stack([_respond(env, 1000 * seed + i)[0] for env, i in zip(envs, todo, strict=True)])
-    size = envs[0].action_space.shape[0]
+    obs, _, _ = _respond(envs, [1000 * seed + i for i in todo])
     returns, running = np.zeros(len(todo)), np.arange(len(todo))
-    while len(running):
-        over = np.zeros(len(running), dtype=bool)
-        uniform = np.array([generators[j].random() for j in running])
-        for n, action in enumerate(_actions(act, obs[running], uniform, size)):
-            j = running[n]
-            obs[j], reward, over[n] = _respond(envs[j], action)
-            returns[j] += reward
-        running = running[~over]
+    with tqdm(total=spec.max_episode_steps, desc=bar, leave=False, mininterval=1, delay=1) as progress:
+        while len(running):
+            uniform = np.array([generators[j].random() for j in running])
+            actions = _actions(act, obs, uniform, spec.action_size)
+            obs, rewards, over = _respond([envs[j] for j in running], actions)
+            returns[running] += rewards
+            obs, running = obs[~over], running[~over]
+            progress.update()
     return dict(zip(todo, returns.tolist(), strict=True))
 
 
@@ -260,17 +267,11 @@ def _rendering(env_id: str, h5path: str | Path | None) -> gymnasium.Env:
 
 
 def _play_recorded(spec: Task, h5path: str | Path | None, act: Act, folder: Path, seed: int) -> dict[int, float]:
-    """Episode 0, with a bar, because every step is drawn; says where its mp4 is."""
+    """Episode 0, of which every step is drawn; says where its mp4 is."""
     name = spec.env_id.replace("/", "-")
     env = gymnasium.wrappers.RecordVideo(_rendering(spec.env_id, h5path), str(folder), name_prefix=name)
-    with tqdm(total=spec.max_episode_steps, desc="video", leave=False, mininterval=1) as progress:
-
-        def act_and_count(obs, uniform):
-            progress.update()
-            return act(obs, uniform)
-
-        returns = _play_here([env], act_and_count, [0], seed)
-        env.close()
+    returns = _play_here(spec, [env], act, [0], seed, bar="video")
+    env.close()
     print(folder / f"{name}-episode-0.mp4")
     return returns
 
@@ -309,12 +310,12 @@ class _Worker:
         theirs.close()
         self.send((env_id, h5path, video))
 
-    def ask(self, message: int | np.ndarray):
+    def ask(self, message: list[int] | np.ndarray):
         """`_respond`, there."""
         self.send(message)
         return self.receive()
 
-    def end(self, message: int | np.ndarray):
+    def end(self, message: list[int] | np.ndarray):
         """The last thing it is asked."""
         try:
             self.ask(message)
@@ -362,7 +363,7 @@ def _work(descriptor: int):
         env_id, h5path, video = connection.recv()
         env = _rendering(env_id, h5path) if video else make(env_id, h5path)
         while True:
-            connection.send(_respond(env, connection.recv()))
+            connection.send(_respond([env], connection.recv()))
     except (EOFError, ConnectionError):
         pass
     except Exception as error:
@@ -377,7 +378,7 @@ def _play_spread(workers: list[_Worker], act: Act, todo: list[int], seed: int) -
     def start(worker: _Worker):
         if todo:
             i = todo.pop(0)
-            worker.send(1000 * seed + i)
+            worker.send([1000 * seed + i])
             playing[worker.connection] = worker, i, np.random.default_rng(1000 * seed + i)
 
     try:
@@ -387,14 +388,14 @@ def _play_spread(workers: list[_Worker], act: Act, todo: list[int], seed: int) -
             while playing:
                 for connection in wait(list(playing)):
                     worker, i, generator = playing[connection]
-                    obs, reward, over = worker.receive()
-                    returns[i] += reward
-                    if over:
+                    obs, rewards, over = worker.receive()
+                    returns[i] += float(rewards[0])
+                    if over[0]:
                         del playing[connection]
                         progress.update()
                         start(worker)
                     else:  # always alone: a batch of another size would round differently
-                        worker.send(_actions(act, obs[None], generator.random(1), size)[0])
+                        worker.send(_actions(act, obs, generator.random(1), size))
     except BaseException:  # the policy's, or Ctrl-C: answers are left unread, so these workers must not play again
         _kept_workers.cache_clear()
         for worker in workers:
