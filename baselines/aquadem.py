@@ -298,20 +298,20 @@ def load_data(args: Args) -> tuple[Transitions, d4rl.Spaces]:
     dataset = d4rl.get_dataset(args.env_id, args.dataset_path or None)
     about = d4rl.describe(args.env_id, dataset, args.dataset_path or None)
     print(f"{args.env_id} on {args.device}: {about}")
-    arrays = d4rl.qlearning_dataset(args.env_id, dataset=dataset)
-    tensors = (torch.as_tensor(array, dtype=torch.float32) for array in arrays.values())
-    obs, action, next_obs, reward, terminal = tensors
-    std = torch.where(obs.amin(0) == obs.amax(0), 1.0, obs.std(0) + 1e-3)  # 1: it never changes
-    bounds = (torch.as_tensor(bound) for bound in d4rl.action_bounds(args.env_id, dataset))
-    spaces = d4rl.Spaces(obs.mean(0), std, *bounds, torch.as_tensor(d4rl.fingerprint(arrays)))
-    obs, next_obs = spaces.standardise(obs), spaces.standardise(next_obs)
-    action = spaces.scale(action)
     scale = args.reward_scale
     if args.normalize_rewards:
         scale *= 1000 / d4rl.return_range(args.env_id, dataset)
+    bounds = d4rl.action_bounds(args.env_id, dataset)
+    arrays = d4rl.qlearning_dataset(args.env_id, dataset=dataset, overwrite=True)
+    others = map(torch.as_tensor, (*bounds, d4rl.fingerprint(arrays)))
+    obs, action, next_obs, reward, terminal = map(torch.as_tensor, arrays.values())
+    std = torch.where(obs.amin(0) == obs.amax(0), 1.0, obs.std(0) + 1e-3)  # 1: it never changes
+    spaces = d4rl.Spaces(obs.mean(0), std, *others)
+    obs, next_obs = spaces.standardise_(obs), spaces.standardise_(next_obs)
+    action = spaces.scale(action)
     reward = (reward + args.reward_shift) * scale
     no_code = torch.full((len(obs),), -1)
-    data = Transitions(obs, action, reward, next_obs, terminal, no_code)
+    data = Transitions(obs, action, reward, next_obs, terminal.float(), no_code)
     return Transitions(*(array.to(args.device) for array in data)), spaces.to(args.device)
 
 

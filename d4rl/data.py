@@ -25,6 +25,8 @@ with contextlib.suppress(ImportError):
 
 REQUIRED = ("observations", "actions", "rewards", "terminals")
 FLAGS = ("terminals", "timeouts")
+TRANSITION = ("observations", "actions", "next_observations", "rewards", "terminals")
+BLOCK = 100_000  # rows that are moved at once
 OTHER_NAMES = {  # that files of other makers have for these arrays
     "terminals": ("terminal", "terminated", "terminateds", "terminations"),
     "timeouts": ("timeout", "truncated", "truncateds", "truncations"),
@@ -54,6 +56,10 @@ class Spaces(NamedTuple):
     def standardise(self, obs):
         """(..., observation size): as the data have mean 0 and standard deviation 1."""
         return (obs - self.obs_mean) / self.obs_std
+
+    def standardise_(self, obs):
+        """The same, in the memory of the tensor `obs`."""
+        return obs.sub_(self.obs_mean).div_(self.obs_std)
 
     def scale(self, action):
         """(..., action size): from the bounds of the action space to -1 and 1, where networks work."""
@@ -284,9 +290,8 @@ def _array(spec: Task, source: str, key: str, name: str, values: np.ndarray) -> 
         kind = str(values.dtype)[:50]
         raise DatasetError(f"{source}: {key} holds {kind}, not numbers; pass a dataset in D4RL's format.")
     if values.ndim == 0:
-        raise DatasetError(
-            f"{source}: {key} has shape (), so it is one value instead of one a step; repair the dataset."
-        )
+        problem = "has shape (), so it is one value instead of one a step"
+        raise DatasetError(f"{source}: {key} {problem}; repair the dataset.")
     sizes = {"actions": spec.action_size}
     sizes |= {"observations": spec.observation_size, "next_observations": spec.observation_size}
     row = (sizes[name],) if name in sizes else ()
@@ -308,8 +313,8 @@ def _array(spec: Task, source: str, key: str, name: str, values: np.ndarray) -> 
     with np.errstate(over="ignore"):  # too large for float32: inf, found in the next line
         values = values.astype(np.float32, copy=False)
     # Squares of larger numbers are infinite in float32, so a network would see zeros in the place of observations.
-    bad = np.count_nonzero(~(np.abs(values) < 1e15).all(axis=tuple(range(1, values.ndim))))
-    if bad:
+    if not -1e15 < values.min(initial=0) <= values.max(initial=0) < 1e15:
+        bad = np.count_nonzero(~(np.abs(values) < 1e15).all(axis=tuple(range(1, values.ndim))))
         rows = f"{bad} of {len(values)} rows"
         raise DatasetError(f"{source}: {key} is NaN, infinite or beyond 1e15 in {rows}; repair the dataset.")
     return values
@@ -377,6 +382,7 @@ def qlearning_dataset(
     h5path: str | Path | None = None,
     dataset: dict[str, np.ndarray] | None = None,
     terminate_on_end: bool = False,
+    overwrite: bool = False,
 ) -> dict[str, np.ndarray]:
     """Transitions (s, a, r, s', done) for Q-learning, as the original's function of this name makes them.
 
@@ -392,6 +398,7 @@ def qlearning_dataset(
         dataset: arrays as `get_dataset` returns them, instead of a file.
         terminate_on_end: keep rows at a time-out and flag them as terminal. (The original promises this flag but does
             not set it, so that learners bootstrap from the next episode's first state.)
+        overwrite: use the memory of `dataset`, whose values are lost: half as much is needed.
 
     Returns:
         observations (M, observation size), actions (M, action size), next_observations (M, observation size), rewards
@@ -401,28 +408,33 @@ def qlearning_dataset(
         DatasetError: as `get_dataset`, or no transition is left.
     """
     spec = task(env_id)
-    dataset = get_dataset(env_id, h5path) if dataset is None else _checked(spec, dataset, "The given dataset")
-    timeouts = _timeouts(spec, dataset)
-    terminals = dataset["terminals"] | timeouts if terminate_on_end else dataset["terminals"]
-    if "next_observations" not in dataset:
-        keep = terminals | ~timeouts
+    arrays = get_dataset(env_id, h5path) if dataset is None else _checked(spec, dataset, "The given dataset")
+    timeouts = _timeouts(spec, arrays)
+    if terminate_on_end:
+        arrays["terminals"] = arrays["terminals"] | timeouts
+    terminals, observations = arrays["terminals"], arrays["observations"]
+    keep = terminals | ~timeouts
+    if "next_observations" not in arrays:
         keep[-1] = terminals[-1]
-        (rows,) = np.nonzero(keep)
-        next_observations = dataset["observations"][np.minimum(rows + 1, len(keep) - 1)]
+        arrays["next_observations"] = np.concatenate([observations[1:], observations[-1:]])
     elif spec.knows_next:
-        rows, next_observations = np.arange(len(terminals)), dataset["next_observations"]
+        keep[:] = True
     else:
-        (rows,) = np.nonzero(terminals | ~timeouts | _gaps(dataset))
-        next_observations = dataset["next_observations"][rows]
+        keep |= _gaps(arrays)
+    (rows,) = np.nonzero(keep)
     if len(rows) < 2:
         raise DatasetError(f"The dataset of {env_id} holds {len(rows)} of the at least 2 transitions that are needed.")
-    return {
-        "observations": dataset["observations"][rows],
-        "actions": dataset["actions"][rows],
-        "next_observations": next_observations,
-        "rewards": dataset["rewards"][rows],
-        "terminals": terminals[rows],
-    }
+    return {key: _rows(arrays[key], rows, overwrite or dataset is None) for key in TRANSITION}
+
+
+def _rows(values: np.ndarray, rows: np.ndarray, in_place: bool) -> np.ndarray:
+    """`values[rows]` of ascending rows; `in_place`: in the memory of `values`."""
+    if not in_place:
+        return values[rows]
+    for start in range(0, len(rows), BLOCK):  # rows move towards the beginning, where they are no longer needed
+        block = rows[start : start + BLOCK]
+        values[start : start + len(block)] = values[block]
+    return values[: len(rows)]
 
 
 def episode_returns(env_id: str, dataset: dict[str, np.ndarray]) -> np.ndarray:
@@ -508,7 +520,8 @@ def _about_values(dataset: dict[str, np.ndarray]) -> list[str]:
     if len(mean) > 1 and (np.abs(mean) < 0.2).all() and (np.abs(std - 1) < 0.2).all():
         problem = "every entry of an observation has mean 0 and standard deviation 1"
         sentences.append(f"{problem}: if they were normalised, the environment's are not.")
-    (far,) = np.nonzero(np.abs(observations - mean).max(axis=0) > 0.9 * np.sqrt(len(observations)) * std)
+    farthest = np.maximum(observations.max(axis=0) - mean, mean - observations.min(axis=0))
+    (far,) = np.nonzero(farthest > 0.9 * np.sqrt(len(observations)) * std)
     if len(far) and len(observations) > 100:
         value = observations[np.abs(observations[:, far[0]] - mean[far[0]]).argmax(), far[0]]
         problem = f"entry {far[0]} of an observation is {value:g} in one row, which makes all others alike"

@@ -5,6 +5,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import gymnasium
@@ -533,6 +534,53 @@ def test_transitions_in_no_order(tmp_path):
 def test_two_transitions_are_needed():
     with pytest.raises(DatasetError, match="0 of the at least 2 transitions"):
         d4rl_data.qlearning_dataset(HOPPER, dataset=arrays(1))
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_overwritten(in_order, monkeypatch):
+    """The same transitions, made block by block in the memory of the dataset, which else stays as it was."""
+    monkeypatch.setattr(d4rl_data, "BLOCK", 7)
+    data = walk(terminals=np.arange(300) % 20 == 9)
+    if in_order:
+        del data["next_observations"]
+    else:
+        data["next_observations"] = data["next_observations"] + np.float32(1)
+    before = {key: values.copy() for key, values in data.items()}
+    expected = d4rl_data.qlearning_dataset(HOPPER, dataset=data)
+    for key, values in before.items():
+        np.testing.assert_array_equal(data[key], values)
+        assert key not in expected or not np.shares_memory(expected[key], data[key])
+    made = d4rl_data.qlearning_dataset(HOPPER, dataset=data, overwrite=True)
+    for key, values in expected.items():
+        np.testing.assert_array_equal(made[key], values)
+    for key in ("observations", "actions", "rewards"):
+        assert np.shares_memory(made[key], data[key])
+
+
+def test_memory(tmp_path, monkeypatch):
+    """Reading, describing, making transitions: a file's arrays, the next observations and little more."""
+    data = walk(100_000, 500)
+    del data["next_observations"]
+    path, size = write(tmp_path / "data.hdf5", data), sum(values.nbytes for values in data.values())
+    monkeypatch.setattr(d4rl_data, "BLOCK", 5000)
+
+    def as_scripts_do(overwrite: bool):
+        dataset = d4rl_data.get_dataset(HOPPER, path)
+        d4rl_data.describe(HOPPER, dataset)
+        d4rl_data.return_range(HOPPER, dataset)
+        d4rl_data.qlearning_dataset(HOPPER, dataset=dataset, overwrite=overwrite)
+
+    def peak(call, *given) -> float:
+        """In sizes of the arrays."""
+        tracemalloc.start()
+        call(*given)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak / size
+
+    as_scripts_do(True)  # imports
+    assert peak(as_scripts_do, True) < 2.1 < 2.5 < peak(as_scripts_do, False)
+    assert peak(d4rl_data.qlearning_dataset, HOPPER, path) < 2.1
 
 
 def test_episode_returns():
