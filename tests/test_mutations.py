@@ -38,7 +38,7 @@ load_data | (reward + args.reward_shift) * scale => reward * scale + args.reward
 """
 DATA = r"""
 load_data | obs.mean(0) => obs.mean()
-load_data | spaces.standardise(obs), spaces.standardise(next_obs) => spaces.standardise(obs), next_obs
+load_data | spaces.standardise_(obs), spaces.standardise_(next_obs) => spaces.standardise_(obs), next_obs
 load_data | obs, action, next_obs, reward, terminal => next_obs, action, obs, reward, terminal
 load_data | obs, action, next_obs, reward, terminal => obs, action, next_obs, terminal, reward
 load_data | Transitions(obs, action, reward, next_obs => Transitions(next_obs, action, reward, obs
@@ -111,7 +111,7 @@ load_plays_as_evaluate_does | default_rng(1000 * args.seed) => default_rng(1000 
 ACTING += r"""
 acting | repeat_interleave(size, 0) => repeat(size, 1)
 load_data | obs.mean(0) => obs.mean()
-load_data | spaces.standardise(obs), spaces.standardise(next_obs) => spaces.standardise(obs), next_obs
+load_data | spaces.standardise_(obs), spaces.standardise_(next_obs) => spaces.standardise_(obs), next_obs
 """
 SAQ_LOOP = rf"""
 {BY_HAND} | vqvae.move_codebook(embedding, code) => pass
@@ -423,7 +423,15 @@ bad_arrays | ((values == 0) | (values == 1)) => (values <= 1)
 bad_arrays | str(values.dtype)[:50] => str(values.dtype)
 bad_arrays | if values.ndim == 0: => if False:
 bad_arrays | if same and _unmarked(checked).any(): => if False:
-bad_arrays | < 1e15 => < np.inf
+bad_arrays | if not -1e15 < => if not -np.inf <
+bad_arrays | < 1e15: => <= np.inf:
+bad_arrays | (np.abs(values) < 1e15).all => (values < 1e15).all
+overwritten | = values[block] => = values[start]
+overwritten | return values[: len(rows)] => return values
+overwritten | overwrite or dataset is None => False
+overwritten | overwrite or dataset is None => True
+memory | overwrite or dataset is None => overwrite
+memory | np.maximum(observations.max(axis=0) - mean, => np.maximum(np.abs(observations - mean).max(0),
 one_number_a_step | elif row == (1,) and values.ndim == 1: => elif False:
 files_of_other_formats | for key in sorted(KNOWN & arrays.keys()): => for key in ("observations",):
 files_of_other_formats | isinstance(file.get("episode_0"), h5py.Group) => False
@@ -437,11 +445,11 @@ qlearning_dataset_equals_a_loop | keep[-1] = terminals[-1] => pass
 a_terminal_at_the_time_limit_is_kept | keep = terminals | ~timeouts => keep = ~timeouts
 next_observations_that_are_the_next_rows | rtol=1e-3, atol=1e-5 => rtol=0, atol=0
 next_observations_that_are_the_next_rows | and not _unmarked(checked).any(): => and False:
-unmarked_ends | terminals | ~timeouts | _gaps(dataset) => terminals | ~timeouts
+unmarked_ends | keep |= _gaps(arrays) => pass
 unmarked_ends | return _unmarked(dataset) | dataset => return dataset
 unmarked_ends | unmarked[-1] = False => pass
-a_next_observation_after_the_reset | terminals | ~timeouts | _gaps(dataset) => terminals | True
-a_next_observation_after_the_reset | terminals | ~timeouts | _gaps(dataset) => ~timeouts | _gaps(dataset)
+a_next_observation_after_the_reset | keep |= _gaps(arrays) => keep[:] = True
+a_next_observation_after_the_reset | keep = terminals | ~timeouts => keep = ~timeouts
 transitions_in_no_order | return _unmarked(dataset).sum() <= inside.sum() / 2 => return True
 warnings | margin = 1e-5 * (high - low) => margin = 0
 warnings | if outside > 0.1: => if False:
@@ -477,13 +485,18 @@ sentence | max(measured['vqvae/explained'], 0) => measured['vqvae/explained']
 actions_that_are_none | if actions.shape != (len(obs), size): => if False:
 actions_that_are_none | if not np.isfinite(actions).all(): => if False:
 actions_that_are_none | if not np.isfinite(actions).all(): => if np.isnan(actions).any():
-observations_that_are_not_finite | (np.isfinite(obs).all() and np.isfinite(reward)) => np.isfinite(obs).all()
-observations_that_are_not_finite | (np.isfinite(obs).all() and np.isfinite(reward)) => np.isfinite(reward)
-whole_numbers | obs.astype(float) => obs
+observations_that_are_not_finite | and np.isfinite(rewards).all()) => )
+observations_that_are_not_finite | (np.isfinite(obs).all() and => (
+whole_numbers | obs = np.array(obs) => obs = np.array(obs, int)
+rewards_and_ends_in_arrays | np.array(rewards, float).ravel() => np.array(rewards, float)
+rewards_and_ends_in_arrays | truncated).ravel() => truncated)
+a_bar_of_what_takes_long | mininterval=1, delay=1 => mininterval=1
+a_bar_of_what_takes_long | leave=False, mininterval=1, delay => mininterval=1, delay
+a_bar_of_what_takes_long | progress.update() => pass
 built_once_and_kept | make_one() for _ in range(count - len(kept)) => make_one() for _ in range(count)
 built_once_and_kept | kept += [make_one => kept = [make_one
 an_episode_by_hand | default_rng(1000 * seed + i) for i => default_rng(1000 * seed) for i
-an_episode_by_hand | _respond(env, 1000 * seed + i)[0] => _respond(env, seed + i)[0]
+an_episode_by_hand | _respond(envs, [1000 * seed + i for => _respond(envs, [seed + i for
 started_once_and_kept | h5path = h5path and str(h5path) => pass
 environments_that_cannot_be_made | if sizes != ( => if False and sizes != (
 environments_that_cannot_be_made | raise _broken(spec, "reset", error) from error => raise
@@ -508,9 +521,9 @@ compare_names_five_entries_of_many | if len(sentences) > 5: => if False:
 compare_plays_the_datas_actions | if not over: => if True:
 compare_plays_the_datas_actions | [:COMPARED_STEPS] => [: COMPARED_STEPS - 1]
 compare_plays_the_datas_actions | played, over = [respond(0)[0]] => played, over = [respond(1)[0]]
-returns_do_not_depend_on_processes | env.reset(seed=message) => env.reset()
-returns_do_not_depend_on_processes | np.clip(message, space.low, space.high) => message / 2
-the_time_limit_ends_an_episode | over = terminated or truncated => over = terminated
+returns_do_not_depend_on_processes | env.reset(seed=seed)[0] => env.reset()[0]
+returns_do_not_depend_on_processes | np.clip(messages, space.low, space.high) => messages / 2
+the_time_limit_ends_an_episode | np.logical_or(terminated, truncated) => np.array(terminated)
 an_interrupted_evaluation | _kept_workers.cache_clear()\n        for => for
 a_number_of_processes_that_is_none | or int(wanted) == 0 =>
 """,
