@@ -20,12 +20,13 @@ import test_resume
 import test_robomimic
 import test_runs
 import test_scripts
+import test_seeds
 import test_vqvae
 from common import PATHS, ROOT, SAQ, SCRIPTS, load
 
 TESTS = (test_losses, test_baselines, test_d4rl, test_evaluation, test_robomimic, test_vqvae)
-TESTS += (test_codes, test_runs, test_resume, test_scripts)
-FILES = PATHS | {"vqvae": ROOT / "vqvae.py", "runs": ROOT / "d4rl/runs.py"}
+TESTS += (test_codes, test_runs, test_resume, test_scripts, test_seeds)
+FILES = PATHS | {"vqvae": ROOT / "vqvae.py", "runs": ROOT / "d4rl/runs.py", "seeds": ROOT / "d4rl/seeds.py"}
 FILES |= {
     f"d4rl/{name}": ROOT / f"d4rl/{name}.py" for name in ("codes", "data", "evaluation", "robomimic_tasks")
 }
@@ -669,6 +670,23 @@ bugs_keep_their_traceback | and any(word in text for word in words) =>
 interrupts | signal.signal(signal.SIGINT, signal.SIG_DFL) => pass
 interrupts | sys.exit(128 + signal.SIGTERM) => pass
 interrupts | signal.signal(signal.SIGTERM, _terminate) => pass
+""",
+    "seeds": r"""
+summary | ddof=1 => ddof=0
+summary | math.sqrt(len(scores)) => math.sqrt(seeds)
+summary | student_t(len(scores) - 1) => student_t(len(scores))
+student_t | 0.95 * mass[-1] => 0.975 * mass[-1]
+student_t | ** (freedom - 1) => ** freedom
+at_a_time | _cores() // args.threads => _cores()
+at_a_time | if args.device == "cuda" else most => if False else most
+at_a_time | and len(running) < jobs => and len(running) < 99
+at_a_time | "--num-seeds", "1", "--seed" => "--seed"
+at_a_time | environment.setdefault("D4RL_PROCESSES", => str(
+at_once | environment.setdefault("D4RL_PROCESSES", => environment.__setitem__("D4RL_PROCESSES",
+a_seed_that_fails | if self.process.returncode == 2 else [] => if False else []
+a_seed_that_fails | if self.process.returncode == 2 else [] => if True else []
+a_seed_that_fails | one.put_log_away()\n                    if => if
+all_fail | problems.setdefault(one.problem(), []) => problems.setdefault(one.seed, [])
 """,
 }
 
