@@ -10,12 +10,10 @@ SAQ-BC come first: the quantizer of each serves the other learners of the same t
 """
 
 import argparse
-import ctypes
 import itertools
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,8 +23,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 from shared import ROOT, append, stop  # noqa: E402
+
+from d4rl.seeds import die_with_parent  # noqa: E402
 
 LOCOMOTION = [
     f"{robot}-{data}-v2"
@@ -176,12 +176,6 @@ def experiment(name: str, seeds: list[int]) -> list[Run]:
 
 
 # --- running ---
-def die_with_parent():
-    """For the child of a killed process: nobody else may resume its run while it still trains."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-
-
 def execute(run: Run, out: Path, data: dict[str, str]) -> str:
     """Start, resume or skip a run: "finished", "skipped", or what went wrong."""
     if run.finished(out):

@@ -13,7 +13,7 @@ keeps its names, its task ids, the arrays it returns and its reference scores:
 `evaluation.py` plays episodes. `environments.py` (Adroit, maze2d), `antmaze.py` and `kitchen.py` hold the environments
 that differ from Gymnasium's and Gymnasium-Robotics' own. `robomimic_tasks.py` and `minari_datasets.py` bring
 robomimic's and Minari's tasks through the same functions. `runs.py` (imported by name) is for the training scripts:
-command line, run folders, checkpoints.
+command line, run folders, checkpoints; `seeds.py` starts a run for each of several seeds.
 """
 
 import re

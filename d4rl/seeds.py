@@ -32,7 +32,7 @@ class Seed:
     def __init__(self, args, seed: int):
         self.seed, self.runs_dir = seed, Path(args.runs_dir)
         self.flags = [*sys.argv[1:], "--num-seeds", "1", "--seed", str(seed)]  # the last one counts
-        name = f"{args.env_id.replace('/', '-')}__{Path(sys.argv[0]).stem}__{seed}__{datetime.now():%Y%m%d-%H%M%S}"
+        name = f"{args.env_id.replace('/', '-')}__{Path(sys.argv[0]).stem}__{seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
         self.log = self.runs_dir / f"{name}.log"
 
     def start(self, environment: dict[str, str]):
