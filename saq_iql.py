@@ -33,6 +33,7 @@ class Args:
     # --- SAQ-IQL ---
     expectile: float = 0.7  # V is this expectile of the data's Q: 0.5 its mean, near 1 its highest
     temperature: float = 3.0  # lambda: small follows the advantage, large the behaviour policy
+    kl: float = 0.0  # epsilon of SAQ Eq. 13, in nats: the lambda whose pi is so far from pi_beta; 0: off
 
     # --- learner ---
     steps: int = 30_000  # gradient updates
@@ -116,6 +117,7 @@ class Learner(nn.Module):
         self.v = mlp(obs_dim, *hidden, 1)  # V(s)
         self.behaviour = mlp(obs_dim, *hidden, args.codebook_size)  # logits of pi_beta(.|s)
         self.q_target = copy.deepcopy(self.q).requires_grad_(False)  # Qbar
+        self.register_buffer("temperature", torch.tensor(args.temperature))  # lambda, found with --kl
 
     @torch.no_grad()
     def move_target(self, rate: float):
@@ -144,15 +146,11 @@ def log_policy(args: Args, learner: Learner, obs: Tensor) -> Tensor:
     """log pi(k|s) of every code: (B, obs_dim) -> (B, K)"""
     advantage = learner.q(obs) - learner.v(obs)  # V cancels in the softmax: Q would do
     log_behaviour = F.log_softmax(learner.behaviour(obs), dim=1)  # keeps pi off codes without data
-    return closed_form_policy(advantage, log_behaviour, args.temperature)
+    return closed_form_policy(advantage, log_behaviour, learner.temperature if args.kl else args.temperature)
 
 
 def learner_loss(args: Args, learner: Learner, batch: Transitions) -> tuple[Tensor, dict]:
-    """Loss and metrics of a batch. The networks share no weights: the sum trains each alone.
-
-    V follows the better of the data's codes (an expectile of Qbar), Q follows V: no max over codes that
-    the data lacks, whose values nothing corrects.
-    """
+    """Loss and metrics of a batch. V follows the better of the data's codes: no max over others."""
     code = batch.code[:, None]  # (B, 1)
     with torch.no_grad():
         target_q = learner.q_target(batch.obs).gather(1, code).squeeze(1)  # Qbar(s, k)
@@ -163,7 +161,18 @@ def learner_loss(args: Args, learner: Learner, batch: Transitions) -> tuple[Tens
     q_loss = td_loss(q, batch.reward, batch.terminal, next_v, args.discount)  # E (r + gamma V(s') - Q)^2
     behaviour_loss = F.cross_entropy(learner.behaviour(batch.obs), batch.code)  # -log pi_beta(k|s)
     metrics = {"losses/v": v_loss, "losses/q": q_loss, "losses/behaviour": behaviour_loss}
-    return v_loss + q_loss + behaviour_loss, metrics | {"charts/q": q.mean()}
+    return v_loss + q_loss + behaviour_loss, metrics | {"charts/q": q.mean()}  # no weights are shared
+
+
+def find_temperature(args: Args, learner: Learner, obs: Tensor, low=1e-6, high=1e9) -> dict[str, float]:
+    """--kl: lambda of SAQ Eq. 13. The KL, an exact sum over codes, falls as it grows: halve its range."""
+    q, log_behaviour = learner.q(obs).detach(), F.log_softmax(learner.behaviour(obs), dim=1).detach()
+    for _ in range(60):
+        middle = (low * high) ** 0.5
+        log_pi = closed_form_policy(q, log_behaviour, middle)
+        kl = (log_pi.exp() * (log_pi - log_behaviour)).sum(1).mean().item()  # E_s KL(pi, pi_beta)
+        low, high = (middle, high) if kl > args.kl else (low, middle)
+    return {"charts/kl": kl, "charts/temperature": learner.temperature.fill_(high).item()}
 
 
 # --- acting ---
@@ -233,7 +242,8 @@ def train(args: Args, run: runs.Run, stage: str, vqvae: VQVAE, learner: Learner,
             if stage == "quantizer":
                 measured = measure_quantizer(vqvae, data, heldout)
             else:
-                measured = evaluate(args, make_act(args, vqvae, learner, run.spaces))
+                measured = find_temperature(args, learner, data.obs[heldout]) if args.kl else {}
+                measured |= evaluate(args, make_act(args, vqvae, learner, run.spaces))
             shown = run.record(stage, step + 1, steps, measured, model, optimizer, generator)
             progress.set_postfix(shown)
 
@@ -274,7 +284,7 @@ SETTINGS = {  # how an env-id begins: its own defaults on the command line; a la
 # Lowest and highest value, both allowed; where none is given, counts start at 1 and other numbers at 0.
 LIMITS = {"seed": (0, 1e9), "discount": (0, 1), "reward_shift": (-1e9, 1e9), "reward_scale": (1e-9, 1e9)}
 LIMITS |= {"expectile": (0, 1), "temperature": (1e-6, 1e9)}
-ACTING = ("acting", "temperature")  # what --evaluate may change of how the policy acts
+ACTING = ("acting", "temperature", "kl")  # what --evaluate may change of how the policy acts
 
 
 # --- plumbing, the same in every script ---

@@ -44,6 +44,7 @@ DIFFERS = {
     "make_models": {"baselines/aquadem": "a quantizer of another class"},
     "train": {
         "saq_bc": "no target network",
+        "saq_iql": "finds lambda for --kl",
         "baselines/aquadem": "its quantizer has no codebook to move, and draws noise",
         "baselines/bc": "no target network, no noise",
         "baselines/iql": "the learning rate of its policy falls in any case",

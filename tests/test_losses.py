@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from common import HOPPER, PATHS, SAQ, SCRIPTS, dataset
-from scipy.optimize import minimize
+from scipy.optimize import brentq, minimize
 from scipy.special import log_softmax, logsumexp, softmax
 
 import d4rl
@@ -145,6 +145,27 @@ def test_closed_form_policy_solves_the_constrained_problem():
             low, high = (temperature, high) if spent > epsilon else (low, temperature)
         assert spent == pytest.approx(epsilon)
         np.testing.assert_allclose(policy, constrained_policy(advantage, behaviour, epsilon), atol=1e-4)
+
+
+def test_find_temperature():
+    """The lambda whose mean KL over two states is --kl, as a root finder has it; the policy acts with it."""
+    args, learner = make_learner(saq_iql)
+    q, behaviour = tensors(Q, LOG_BEHAVIOUR)
+    learner.q.forward, learner.behaviour.forward = lambda obs: q, lambda obs: behaviour + 7
+
+    def kl(temperature):
+        log_pi = log_softmax(Q / temperature + LOG_BEHAVIOUR, axis=1)
+        return (np.exp(log_pi) * (log_pi - LOG_BEHAVIOUR)).sum(1).mean()
+
+    for args.kl in (0.01, 0.4):
+        expected = brentq(lambda temperature: kl(temperature) - args.kl, 1e-2, 1e3)
+        found = saq_iql.find_temperature(args, learner, torch.zeros(2, 4).double())
+        assert found == pytest.approx({"charts/kl": args.kl, "charts/temperature": expected}, rel=1e-5)
+        log_pi = saq_iql.log_policy(args, learner, torch.zeros(2, 4).double()).detach()
+        np.testing.assert_allclose(log_pi, log_softmax(Q / expected + LOG_BEHAVIOUR, axis=1), rtol=1e-4)
+    args.kl, args.temperature = 0, 2
+    log_pi = saq_iql.log_policy(args, learner, torch.zeros(2, 4).double()).detach()
+    np.testing.assert_allclose(log_pi, log_softmax(Q / 2 + LOG_BEHAVIOUR, axis=1), rtol=1e-4)
 
 
 def test_closed_form_policy_without_a_binding_constraint():
