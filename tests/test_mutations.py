@@ -510,7 +510,7 @@ environments_that_cannot_be_made | raise _broken(spec, "reset", error) from erro
 environments_that_cannot_be_made | raise _broken(spec, "built", error) from error => raise
 a_worker_that_cannot_start | (EOFError, ConnectionError):\n            _ => KeyError:\n            _
 a_worker_uses_the_package_beside_it | "-P", "-c", code => "-c", code
-a_video_without_opengl | _Worker(spec.env_id, h5path, video=True).end(0) => pass
+a_video_without_opengl | _Worker(spec.env_id, h5path, video=True).end([0]) => pass
 a_video_without_moviepy | find_spec("moviepy") is None => find_spec("moviepy") is ...
 compare_names_other_values | low - played, played - high) => low - played, low - played)
 compare_names_other_values | low - played, played - high) => played - high, played - high)
@@ -527,7 +527,7 @@ compare_where_episodes_begin | np.where(width > 0, spread, np.inf) => np.maximum
 compare_names_five_entries_of_many | if len(sentences) > 5: => if False:
 compare_plays_the_datas_actions | if not over: => if True:
 compare_plays_the_datas_actions | [:COMPARED_STEPS] => [: COMPARED_STEPS - 1]
-compare_plays_the_datas_actions | played, over = [respond(0)[0]] => played, over = [respond(1)[0]]
+compare_plays_the_datas_actions | played, over = [respond([0])[0]] => played, over = [respond([1])[0]]
 returns_do_not_depend_on_processes | env.reset(seed=seed)[0] => env.reset()[0]
 returns_do_not_depend_on_processes | np.clip(messages, space.low, space.high) => messages / 2
 the_time_limit_ends_an_episode | np.logical_or(terminated, truncated) => np.array(terminated)
