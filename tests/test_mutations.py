@@ -613,8 +613,10 @@ log_and_record | {**measured, f"time => {f"time
 log_and_record | self.saved["returns"] = row.pop("returns", []) => row.pop("returns", [])
 log_and_record | "finished": step == steps => "finished": True
 log_and_record | add_scalar(name, value, step) => add_scalar(name, value, 0)
-log_and_record | self._save()\n        self._begin()\n        return => self._save()\n        return
-log_and_record | self._save()\n        self._begin()\n        return => self._begin()\n        return
+log_and_record | self._save()\n        self._begin()\n        if => self._save()\n        if
+log_and_record | self._save()\n        self._begin()\n        if => self._begin()\n        if
+said_of_codes | if step == steps and "vqvae/explained" in row: => if "vqvae/explained" in row:
+said_of_codes | if step == steps and "vqvae/explained" in row: => if False:
 log_and_record | not name.startswith(("time", "charts")) => not name.startswith("time")
 seconds_go_on_after_a_kill | ["seconds"] + time.time() => ["seconds"] * 0 + time.time()
 track | wandb.define_metric("*", step_metric="step") => wandb.define_metric("*", step_metric="stage")

@@ -341,6 +341,25 @@ def test_log_and_record(tmp_path, monkeypatch):
     assert run.saved["returns"] == [1] and not run.saved["stages"]["learner"]["finished"]
 
 
+def test_said_of_codes(tmp_path, capsys):
+    """Once, after the quantizer's last update."""
+    model = torch.nn.Linear(1, 1)
+    rest = model, torch.optim.Adam(model.parameters()), torch.Generator()
+    run = runs.Run("toy", Args(runs_dir=str(tmp_path), codebook_size=8), SPACES)
+    run.restore("quantizer", *rest)
+    said = []
+    for step in (1, 2):
+        run.log({"vqvae/reconstruction": torch.tensor(0.1)})
+        measured = {"vqvae/codes_used": 6 + step, "vqvae/explained": 0.7, "vqvae/directions": 1.0}
+        run.record("quantizer", step, 2, measured, *rest)
+        said.append(capsys.readouterr().out)
+    assert (
+        "codes" not in said[0]
+        and said[1].startswith("8 of 8 codes are used; ")
+        and "1.0 of 1 direction" in said[1]
+    )
+
+
 def read_csv(folder):
     with (folder / "metrics.csv").open() as file:
         return list(csv.DictReader(file))
