@@ -354,7 +354,7 @@ def test_said_of_codes(tmp_path, capsys):
         run.record("quantizer", step, 2, measured, *rest)
         said.append(capsys.readouterr().out)
     assert (
-        "codes" not in said[0]
+        "are used" not in said[0]
         and said[1].startswith("8 of 8 codes are used; ")
         and "1.0 of 1 direction" in said[1]
     )
