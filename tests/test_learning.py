@@ -41,23 +41,24 @@ OWN = {  # by script; vqvae.py in saq_bc.py
     "baselines/aquadem": f"{VALUES} --quantizer-steps 400 --num-candidates 8 --conservatism 0.2",
 }
 BOUNDS = {  # what ten seeds are within, with a margin
-    "vqvae": {"unexplained": (0, 0.6), "heldout_error": (0, 0.15)},
+    "vqvae": {"unexplained": (0, 0.75), "heldout_error": (0, 0.15)},
     "saq_bc": {"unexplained": (0, 0.65)},
     "saq_cql": {"unexplained": (0, 0.75), "q": (4.2, 5.3)},
     "saq_iql": {"unexplained": (0, 0.45), "q": (4.5, 5.0)},
     "saq_brac": {"unexplained": (0, 0.55), "q": (4.5, 5.4)},
-    "baselines/bc": {"unexplained": (0, 0.6)},
+    "baselines/bc": {"unexplained": (0, 0.75)},
     "baselines/cql": {"unexplained": (0, 1.0), "q": (4.2, 5.3)},
-    "baselines/iql": {"unexplained": (0, 0.45), "q": (4.3, 5.0)},
-    "baselines/brac": {"unexplained": (0, 1.5), "q": (4.2, 5.3)},
-    "baselines/aquadem": {"unexplained": (0, 1.0), "q": (4.3, 5.4), "heldout_error": (0, 0.06)},
+    "baselines/iql": {"unexplained": (0, 0.4), "q": (4.3, 5.0)},
+    "baselines/brac": {"unexplained": (0, 1.5), "q": (3.8, 5.4)},
+    "baselines/aquadem": {"unexplained": (0, 1.0), "q": (4.3, 5.4), "heldout_error": (0, 0.08)},
 }
-NEXT_VALUE = r"""
+TD = r"""
+(target.detach() - q) => (target.detach() + q)
+reward + discount => -reward + discount
 reward + discount * (1 - terminal) * next_value => reward + 0 * next_value
 * (1 - terminal) =>
-"""
-TD = rf"""{NEXT_VALUE}
-reward + discount => -reward + discount
+(1 - terminal) => terminal
+slow.lerp_(fast, rate) => pass
 """
 SHUFFLED = r"""
 encode(data.obs, data.action)) => encode(data.obs, data.action)[torch.randperm(len(data.obs))])
@@ -74,9 +75,6 @@ vqvae.move_codebook(embedding, code) => pass
     "saq_iql": TD
     + SHUFFLED
     + r"""
-(target.detach() - q) => (target.detach() + q)
-(1 - terminal) => terminal
-slow.lerp_(fast, rate) => pass
 args.expectile)  # => 1 - args.expectile)  #
 advantage / temperature => -advantage / temperature
 advantage / temperature => 0 * advantage
@@ -120,21 +118,31 @@ args.expectile)  # => 1 - args.expectile)  #
 return -(weight => return (weight
 v_loss + q_loss + policy_loss => q_loss + policy_loss
 """,
-    "baselines/brac": NEXT_VALUE
+    "baselines/brac": TD
     + r"""
 policy_loss = -value => policy_loss = value
 q + beta * log_behaviour => q
+- alpha * log_pi\n => + alpha * log_pi\n
+return q_loss + policy_loss => return policy_loss
+loss = -log_density => loss = log_density
 """,
-    "baselines/cql": NEXT_VALUE
+    "baselines/cql": TD
     + r"""
 (log_integral - data_q) => log_integral
++ args.conservatism => - args.conservatism
+0.5 * q_loss => 0 * q_loss
 + args.conservatism * penalty =>
 -(policy_q + temperature => (policy_q + temperature
 """,
     "baselines/aquadem": SHUFFLED
     + r"""
+(target - data_q) => (target + data_q)
+batch.reward + args => -batch.reward + args
 * next_v\n => * 0 * next_v\n
 * (1 - batch.terminal) =>
+(1 - batch.terminal) => batch.terminal
+slow.lerp_(fast, rate) => pass
+0.5 * q_loss => 0 * q_loss
 args.conservatism * penalty => -args.conservatism * penalty
 (-args.softmin * log_mean) => (args.softmin * log_mean)
 """,
@@ -217,7 +225,7 @@ def test_learns(name, tmp_path):
 def test_broken_script_is_noticed(name, line, tmp_path):
     pairs = [change.split(" =>") for change in line.replace("\\n", "\n").split(" && ")]
     changes = [(old, new.removeprefix(" ")) for old, new in pairs]
-    source = PATHS.get(name, ROOT / "vqvae.py").read_text()
+    source = PATHS.get(name, PATHS["saq_bc"]).read_text() + (ROOT / "vqvae.py").read_text()
     assert all(old in source for old, _ in changes), "the line has changed: bring the list up to date"
     reached = learn(name, tmp_path, changes=changes)
     with pytest.raises(AssertionError):
