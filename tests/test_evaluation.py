@@ -212,6 +212,7 @@ def test_rewards_and_ends_in_arrays(monkeypatch):
 def test_a_bar_of_what_takes_long(monkeypatch, capsys):
     """Steps of the longest episode there can be; shown after a second, and wiped away."""
     odd(monkeypatch, (0, 0), (0, 1), (0, 2))
+    capsys.readouterr()  # what was said before
     assert d4rl_evaluation.evaluate(HOPPER, still, 2, 0) == [3, 3]
     assert capsys.readouterr() == ("", "")
     d4rl_evaluation.evaluate(HOPPER, lambda obs, _: time.sleep(1.1) or still(obs, _), 2, 0)
