@@ -141,7 +141,9 @@ def test_bundled_task_and_other_programs(tmp_path):
     (folder,) = common.run_folders(tmp_path)
     assert folder.name.startswith("maze2d-large-demos-v0__saq_bc__0__")
     assert list(folder.glob("wandb/offline-run-*/*.wandb"))
-    assert "2,400 steps, 3 episodes" in done.stdout and f"{folder}\nscore" in done.stdout.replace("; ", "\n")
+    about, where, of_codes, score = done.stdout.splitlines()
+    assert "2,400 steps, 3 episodes" in about and where == str(folder) and " codes are used; " in of_codes
+    assert score.startswith("score ") and score.endswith(f"; {folder}")
 
 
 @pytest.mark.parametrize("script", PATHS)

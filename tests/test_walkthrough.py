@@ -25,6 +25,7 @@ def shown(cells) -> list[tuple[str, str]]:
         kinds = [
             kind for output in cell.outputs for kind in output.get("data", {}) if kind.startswith("image")
         ]
+        text = re.sub(": little, so .*", "", text)  # of codes that learned for a few updates
         found.append((re.sub(r" *-?\d[\d.,-]* *", "#", text), " ".join(kinds)))
     return found
 
