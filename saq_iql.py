@@ -165,7 +165,7 @@ def learner_loss(args: Args, learner: Learner, batch: Transitions) -> tuple[Tens
 
 
 def find_temperature(args: Args, learner: Learner, obs: Tensor, low=1e-6, high=1e9) -> dict[str, float]:
-    """--kl: lambda of SAQ Eq. 13. The KL, an exact sum over codes, falls as it grows: halve its range."""
+    """--kl: SAQ Eq. 13's lambda. The larger lambda, the smaller the KL, an exact sum: halve its range."""
     q, log_behaviour = learner.q(obs).detach(), F.log_softmax(learner.behaviour(obs), dim=1).detach()
     for _ in range(60):
         middle = (low * high) ** 0.5
@@ -284,7 +284,7 @@ SETTINGS = {  # how an env-id begins: its own defaults on the command line; a la
 # Lowest and highest value, both allowed; where none is given, counts start at 1 and other numbers at 0.
 LIMITS = {"seed": (0, 1e9), "discount": (0, 1), "reward_shift": (-1e9, 1e9), "reward_scale": (1e-9, 1e9)}
 LIMITS |= {"expectile": (0, 1), "temperature": (1e-6, 1e9)}
-ACTING = ("acting", "temperature", "kl")  # what --evaluate may change of how the policy acts
+ACTING = ("acting", "temperature")  # what --evaluate may change of how the policy acts
 
 
 # --- plumbing, the same in every script ---

@@ -30,8 +30,8 @@ def explained(obs: Tensor, action: Tensor, decoded: Tensor, heldout: Tensor) -> 
     plain_error = (plain - action[tested]).pow(2).sum(1).mean()
     variances = torch.linalg.eigvalsh(added.T @ added)
     return {
-        "vqvae/explained": (1 - error / plain_error).item(),
-        "vqvae/directions": (variances.sum().pow(2) / variances.pow(2).sum()).item(),
+        "vqvae/explained": (1 - error / plain_error.clamp(min=1e-12)).item(),
+        "vqvae/directions": (variances.sum().pow(2) / variances.pow(2).sum().clamp(min=1e-30)).item(),
     }
 
 

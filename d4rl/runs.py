@@ -142,7 +142,7 @@ def parse_args(cls, script: str, settings: dict, limits: dict, play: tuple = (),
         print(f"{early.env_id} has no settings of its own, so it has the defaults; worth trying: {flags}.")
     if folder:
         defaults = read_run(folder, script, cls)["args"]
-        free = RESUME if early.resume else PLAY | set(play)
+        free = RESUME if early.resume else _free(play, defaults)
         fixed = {name: value for name, value in defaults.items() if name not in free}
     elif folder := getattr(early, "quantizer_from", ""):
         saved = read_run(folder, stage="quantizer")["args"]
@@ -179,6 +179,11 @@ def _check_steps(args):
         raise UsageError(f"--steps is {args.steps}, but {args.resume} has done {learner['step']}; give that or more.")
 
 
+def _free(play: tuple, saved: dict) -> set:
+    """What may change when a run is played. A temperature that --kl has found is part of its weights."""
+    return PLAY | set(play) - ({"temperature"} if saved.get("kl") else set())
+
+
 def change(cls, args: dict, play: tuple, changes: dict):
     """The arguments `args` of a finished run as an instance of `cls`, on the CPU, with `changes` to them.
 
@@ -186,7 +191,7 @@ def change(cls, args: dict, play: tuple, changes: dict):
         UsageError: a change of what --evaluate may not change (`PLAY` and `play`), or to an unknown choice.
     """
     for name, value in changes.items():
-        if name not in PLAY | set(play):
+        if name not in _free(play, args):
             raise UsageError(f"{name} is no argument that a trained policy can change; leave it out.")
         choices = get_args(get_type_hints(cls)[name])
         if choices and value not in choices:

@@ -1,5 +1,6 @@
 """What codes tell beyond the state, on actions of which it is known."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -54,6 +55,15 @@ def test_rows_come_from_the_whole_data():
     action, heldout = late[:, None].float(), torch.tensor([0, 59_999])
     found = d4rl_codes.explained(obs, action, torch.full((2, 1), 0.5), heldout)
     assert found["vqvae/explained"] == pytest.approx(1 - 0.25 / ((1 / 9 + 4 / 9) / 2), abs=1e-3)
+
+
+def test_actions_that_never_change():
+    """Nothing is open, and nothing is divided by zero: a number that is not finite would end the run."""
+    obs, heldout = made()[0], made()[3]
+    zeros = torch.zeros(6000, 3)
+    for decoded in (zeros[heldout], zeros[heldout] + 0.1):
+        found = d4rl_codes.explained(obs, zeros, decoded, heldout)
+        assert np.isfinite(list(found.values())).all()
 
 
 def test_sentence():

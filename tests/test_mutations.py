@@ -482,6 +482,8 @@ warnings_about_lengths | terminals[ends] & (lengths => (lengths
 """,
     "d4rl/codes": r"""
 explained | 1 - error / plain_error => error / plain_error
+actions_that_never_change | plain_error.clamp(min=1e-12) => plain_error
+actions_that_never_change | .clamp(min=1e-30) =>
 explained_is_of_heldout_rows | fitted[heldout] = False =>
 directions | variances.sum().pow(2) / => variances.sum() /
 rows_come_from_the_whole_data | fitted[:: len(fitted) // 20_000 + 1] => fitted[:20_000]
@@ -580,11 +582,11 @@ device | "cuda" if torch.cuda.is_available() else "cpu" => "cpu"
 device | if args.device == "auto" else args.device =>
 flags_of_a_resumed_run | free = RESUME if early.resume => free = PLAY if early.resume
 flags_of_a_resumed_run | if name not in free} => if False}
-flags_of_a_run_that_is_played | PLAY | set(play)\n => PLAY\n
+flags_of_a_run_that_is_played | PLAY | set(play) - => PLAY | set() -
 flags_of_a_run_that_is_played | {"evaluate", "dataset_path" => {"evaluate", "lr", "dataset_path"
 flags_of_a_run_that_takes_a_quantizer | if name in QUANTIZER => if name not in QUANTIZER
 flags_of_a_run_that_takes_a_quantizer | default=cls(**defaults | fixed) => default=cls(**defaults)
-changes_of_a_loaded_policy | if name not in PLAY | set(play): => if False:
+changes_of_a_loaded_policy | if name not in _free(play, args): => if False:
 changes_of_a_loaded_policy | if choices and value not in choices: => if False:
 changes_of_a_loaded_policy | "device": "cpu", **changes => "device": "cpu"
 changes_of_a_loaded_policy | "device": "cpu", =>
@@ -630,6 +632,8 @@ files_of_a_run | str(row.get(name, "")) for name in columns => str(value) for va
 limits | (1 if isinstance(value, int) else 0, HIGHEST => (0, HIGHEST
 limits | "eval_episodes": 10_000, =>
 limits | HIGHEST.get(name, 1e9) => 1e9
+a_found_temperature | ({"temperature"} if saved.get("kl") else set()) => set()
+a_found_temperature | if name not in _free(play, args): => if name not in PLAY | set(play):
 flags_of_a_resumed_run | RESUME = {"resume", => RESUME = {"resume", "seed",
 what_is_no_run | damaged = file.testzip() => damaged = None
 what_is_no_run | and wanted <= saved.keys() =>

@@ -185,6 +185,15 @@ def test_flags_of_a_run_that_takes_a_quantizer(tmp_path):
             parse("--quantizer-from", whole, *flags.split())
 
 
+def test_a_found_temperature():
+    """Of a run with --kl it is part of the weights: another one is refused, not ignored."""
+    Found = make_dataclass("Found", [("kl", float), ("temperature", float), ("device", str)])
+    saved = {"kl": 0.0, "temperature": 3.0, "device": "cpu"}
+    assert runs.change(Found, saved, ("temperature",), {"temperature": 5.0}) == Found(0.0, 5.0, "cpu")
+    with pytest.raises(d4rl.UsageError, match="temperature is no argument"):
+        runs.change(Found, saved | {"kl": 0.2}, ("temperature",), {"temperature": 5.0})
+
+
 def test_changes_of_a_loaded_policy(tmp_path):
     """On the CPU, whatever it was trained on; only what playing may change, only to what there is."""
     whole = whole_run(tmp_path)

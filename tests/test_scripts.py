@@ -162,6 +162,23 @@ def test_rows(script, finished):
         assert wanted <= logged.keys()
 
 
+def test_a_found_temperature_stays(tmp_path):
+    """Played with another one, or as if found for another KL, it would be the score of something else."""
+    data = ["--env-id", HOPPER, "--dataset-path", str(common.dataset(tmp_path / "data.hdf5"))]
+    folder = run("saq_iql", tmp_path, *data, "--kl", 0.2)
+    row = metrics(folder)[-1]
+    saved = common.checkpoint(folder)["stages"]["learner"]["model"]["temperature"]
+    assert float(row["charts/temperature"]) == saved != 3 and float(row["charts/kl"]) == pytest.approx(
+        0.2, rel=1e-3
+    )
+    iql = SCRIPTS["saq_iql"]
+    for flag in ("--temperature", "--kl"):
+        with pytest.raises(d4rl.UsageError, match=f"{flag} is 5.0, but .* has to stay so"):
+            iql.parse_args(["--evaluate", str(folder), flag, "5"])
+        with pytest.raises(d4rl.UsageError, match="no argument that a trained policy can change"):
+            iql.load(folder, **{flag[2:]: 5.0})
+
+
 # --- every flag, saved and loaded ---
 def choices():
     """(script, flags): every value but the default of every boolean and of every flag with choices."""
