@@ -55,6 +55,16 @@ def test_verdict(values, verdict):
     assert tables.verdict(found) == verdict and (found.interval is None) == (len(values) == 1)
 
 
+def test_episodes_bound_an_interval_from_below(tmp_path):
+    """Seeds that agree to the point; an episode of hopper-expert is worth (return + 20.27) / 32.55 points."""
+    scores = {"saq_bc": [0.0, 3254.57], "bc": [0.0, 0.0, 0.0, 3254.57]}  # 0 and 100 points apart
+    lines = [line(script, seed, 5, RETURNS=returns) for script, returns in scores.items() for seed in (0, 1)]
+    found = tables.differences(tables.read([save(tmp_path / "runs.jsonl", *lines)]))
+    half = 1.959964 * math.sqrt((5000 / 2 + 2500 / 4) / 2)  # variances 5000 and 2500; two seeds
+    for key in ("hopper-expert-v2", "mean"):
+        assert found[key, "BC"].interval == pytest.approx((-half, half), rel=1e-4)
+
+
 def test_only_common_seeds_count(tmp_path):
     lines = [line("saq_iql", 0, 5), line("saq_iql", 1, 7), line("iql", 1, 4), line("iql", 2, 90)]
     found = tables.differences(tables.read([save(tmp_path / "runs.jsonl", *lines)]))
