@@ -39,8 +39,9 @@ class Args:
     # --- learner ---
     steps: int = 30_000  # gradient updates
     batch_size: int = 256  # transitions per update, in every stage
-    lr: float = 3e-4  # Adam's learning rate, in every stage
+    lr: float = 3e-4  # AdamW's learning rate, in every stage
     anneal_lr: bool = False  # let it fall to 0 along half a cosine, in every stage
+    weight_decay: float = 0.0  # an update shrinks every weight by lr times this, in every stage
     hidden_dim: int = 256  # width of the two hidden layers of every network
     discount: float = 0.99  # gamma
     target_rate: float = 0.005  # share of the weights that the target network takes over per update
@@ -210,7 +211,7 @@ def train(args: Args, run: runs.Run, stage: str, vqvae: VQVAE, learner: Learner,
     model, steps = vqvae, args.vqvae_steps
     if stage == "learner":  # it sees all rows: the 5 % are held out from the quantizer alone
         model, steps, rows = learner, args.steps, torch.arange(len(order), device=args.device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=args.weight_decay, fused=True)
     generator = torch.Generator(args.device).manual_seed(args.seed)  # draws the batches
     first = run.restore(stage, model, optimizer, generator)  # 0, or where a run stopped
     progress = tqdm(range(first, steps), initial=first, total=steps, desc=stage, mininterval=1)
@@ -280,7 +281,7 @@ SETTINGS = {  # how an env-id begins: its own defaults on the command line; a la
     ROBOTS: dict(lr=1e-3, anneal_lr=True, behaviour_weight=10.0, entropy_weight=10.0),
     tuple(f"{robot}-medium-replay" for robot in ROBOTS): dict(acting="greedy"),
     "antmaze": dict(reward_scale=100.0, eval_episodes=100),
-    "robomimic": dict(eval_every=10_000, eval_episodes=50),
+    "robomimic": dict(vqvae_steps=10000, steps=15000, weight_decay=1.0, eval_episodes=50),
 }
 # Lowest and highest value, both allowed; where none is given, counts start at 1 and other numbers at 0.
 LIMITS = {"seed": (0, 1e9), "discount": (0, 1), "reward_shift": (-1e9, 1e9), "reward_scale": (1e-9, 1e9)}
@@ -308,8 +309,7 @@ def load_data(args: Args) -> tuple[Transitions, d4rl.Spaces]:
     obs, next_obs = spaces.standardise_(obs), spaces.standardise_(next_obs)
     action = spaces.scale(action)
     reward = (reward + args.reward_shift) * scale
-    no_code = torch.full((len(obs),), -1)
-    data = Transitions(obs, action, reward, next_obs, terminal.float(), no_code)
+    data = Transitions(obs, action, reward, next_obs, terminal.float(), torch.full((len(obs),), -1))
     return Transitions(*(array.to(args.device) for array in data)), spaces.to(args.device)
 
 

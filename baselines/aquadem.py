@@ -37,8 +37,9 @@ class Args:
     # --- learner ---
     steps: int = 30_000  # gradient updates
     batch_size: int = 256  # transitions per update, in every stage
-    lr: float = 3e-4  # Adam's learning rate, in every stage
+    lr: float = 3e-4  # AdamW's learning rate, in every stage
     anneal_lr: bool = False  # let it fall to 0 along half a cosine, in every stage
+    weight_decay: float = 0.0  # an update shrinks every weight by lr times this, in every stage
     hidden_dim: int = 256  # width of the two hidden layers of every network
     discount: float = 0.99  # gamma
     target_rate: float = 0.005  # share of the weights that the target network takes over per update
@@ -50,7 +51,7 @@ class Args:
     quantizer_steps: int = 50_000  # gradient updates
     num_candidates: int = 10  # candidate actions per state, and so the number of codes, K
     softmin: float = 1e-3  # T: small trains the candidate nearest to the data's action, large all of them
-    dropout: float = 0.1  # share of the quantizer's inputs and hidden units that an update leaves out
+    dropout: float = 0.1  # share of its inputs and hidden units that an update leaves out
 
     # --- experiment ---
     env_id: str = "maze2d-large-demos-v0"  # task: the d4rl package has its environment and its data
@@ -215,7 +216,7 @@ def train(args: Args, run: runs.Run, stage: str, quantizer: Quantizer, learner: 
     model, steps = quantizer, args.quantizer_steps
     if stage == "learner":  # it sees all rows: the 5 % are held out from the quantizer alone
         model, steps, rows = learner, args.steps, torch.arange(len(order), device=args.device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=args.weight_decay, fused=True)
     generator = torch.Generator(args.device).manual_seed(args.seed)  # draws the batches
     first = run.restore(stage, model, optimizer, generator)  # 0, or where a run stopped
     progress = tqdm(range(first, steps), initial=first, total=steps, desc=stage, mininterval=1)
@@ -281,7 +282,7 @@ SETTINGS = {  # how an env-id begins: its own defaults on the command line; a la
     ROBOTS: dict(lr=1e-3, anneal_lr=True),
     tuple(f"{robot}-medium-replay" for robot in ROBOTS): dict(acting="greedy"),
     "antmaze": dict(reward_shift=-0.5, reward_scale=4.0, expectile=0.9, temperature=0.04, eval_episodes=100),
-    "robomimic": dict(reward_scale=100.0, eval_every=10_000, eval_episodes=50),
+    "robomimic": dict(steps=15000, weight_decay=1.0, reward_scale=100.0, eval_episodes=50),
 }
 # Lowest and highest value, both allowed; where none is given, counts start at 1 and other numbers at 0.
 LIMITS = {"seed": (0, 1e9), "discount": (0, 1), "reward_shift": (-1e9, 1e9), "reward_scale": (1e-9, 1e9)}
@@ -310,8 +311,7 @@ def load_data(args: Args) -> tuple[Transitions, d4rl.Spaces]:
     obs, next_obs = spaces.standardise_(obs), spaces.standardise_(next_obs)
     action = spaces.scale(action)
     reward = (reward + args.reward_shift) * scale
-    no_code = torch.full((len(obs),), -1)
-    data = Transitions(obs, action, reward, next_obs, terminal.float(), no_code)
+    data = Transitions(obs, action, reward, next_obs, terminal.float(), torch.full((len(obs),), -1))
     return Transitions(*(array.to(args.device) for array in data)), spaces.to(args.device)
 
 

@@ -31,8 +31,9 @@ class Args:
     # --- learner ---
     steps: int = 30_000  # gradient updates
     batch_size: int = 256  # transitions per update, in every stage
-    lr: float = 3e-4  # Adam's learning rate, in every stage
+    lr: float = 3e-4  # AdamW's learning rate, in every stage
     anneal_lr: bool = False  # let it fall to 0 along half a cosine, in every stage
+    weight_decay: float = 0.0  # an update shrinks every weight by lr times this, in every stage
     hidden_dim: int = 256  # width of the two hidden layers of every network
 
     # --- experiment ---
@@ -126,7 +127,7 @@ def make_act(args: Args, learner: Learner, spaces: d4rl.Spaces):
 def train(args: Args, run: runs.Run, learner: Learner, data: Transitions):
     """Draw a batch, loss, step; now and then measure and save."""
     stage, steps = "learner", args.steps
-    optimizer = torch.optim.Adam(learner.parameters(), lr=args.lr, fused=True)
+    optimizer = torch.optim.AdamW(learner.parameters(), args.lr, weight_decay=args.weight_decay, fused=True)
     generator = torch.Generator(args.device).manual_seed(args.seed)  # draws the batches
     first = run.restore(stage, learner, optimizer, generator)  # 0, or where a run stopped
     progress = tqdm(range(first, steps), initial=first, total=steps, desc=stage, mininterval=1)
@@ -176,7 +177,7 @@ SETTINGS = {  # how an env-id begins: its own defaults on the command line; a la
     "maze2d-large-demos": dict(steps=4000, eval_every=2000),
     ROBOTS: dict(lr=1e-3, anneal_lr=True),
     "antmaze": dict(eval_episodes=100),
-    "robomimic": dict(eval_every=10_000, eval_episodes=50),
+    "robomimic": dict(steps=15000, weight_decay=1.0, eval_episodes=50),
 }
 # Lowest and highest value, both allowed; where none is given, counts start at 1 and other numbers at 0.
 LIMITS = {"seed": (0, 1e9)}

@@ -38,8 +38,9 @@ class Args:
     # --- learner ---
     steps: int = 30_000  # gradient updates
     batch_size: int = 256  # transitions per update, in every stage
-    lr: float = 3e-4  # Adam's learning rate, in every stage
+    lr: float = 3e-4  # AdamW's learning rate, in every stage
     anneal_lr: bool = False  # let it fall to 0 along half a cosine, in every stage
+    weight_decay: float = 0.0  # an update shrinks every weight by lr times this, in every stage
     hidden_dim: int = 256  # width of the two hidden layers of every network
     discount: float = 0.99  # gamma
     target_rate: float = 0.005  # share of the weights that the target network takes over per update
@@ -191,7 +192,7 @@ def train(args: Args, run: runs.Run, stage: str, learner: Learner, data: Transit
     model, steps = learner, args.steps
     if stage == "behaviour":
         model, steps = learner.behaviour, args.behaviour_steps
-    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=args.weight_decay, fused=True)
     generator = torch.Generator(args.device).manual_seed(args.seed)  # draws the batches
     first = run.restore(stage, model, optimizer, generator)  # 0, or where a run stopped
     progress = tqdm(range(first, steps), initial=first, total=steps, desc=stage, mininterval=1)
@@ -255,7 +256,7 @@ SETTINGS = {  # how an env-id begins: its own defaults on the command line; a la
     (*ROBOTS, "pen", "door", "hammer", "relocate"): dict(normalize_rewards=True),
     ROBOTS: dict(lr=1e-3, anneal_lr=True),
     "antmaze": dict(reward_scale=100.0, eval_episodes=100),
-    "robomimic": dict(eval_every=10_000, eval_episodes=50),
+    "robomimic": dict(steps=15000, weight_decay=1.0, eval_episodes=50),
 }
 # Lowest and highest value, both allowed; where none is given, counts start at 1 and other numbers at 0.
 LIMITS = {"seed": (0, 1e9), "discount": (0, 1), "reward_shift": (-1e9, 1e9), "reward_scale": (1e-9, 1e9)}

@@ -39,8 +39,9 @@ class Args:
     # --- learner ---
     steps: int = 30_000  # gradient updates
     batch_size: int = 256  # transitions per update, in every stage
-    lr: float = 3e-4  # Adam's learning rate, in every stage
+    lr: float = 3e-4  # AdamW's learning rate, in every stage
     anneal_lr: bool = False  # let it fall to 0 along half a cosine, in every stage
+    weight_decay: float = 0.0  # an update shrinks every weight by lr times this, in every stage
     hidden_dim: int = 256  # width of the two hidden layers of every network
     discount: float = 0.99  # gamma
     target_rate: float = 0.005  # share of the weights that the target network takes over per update
@@ -194,7 +195,10 @@ def make_act(args: Args, learner: Learner, spaces: d4rl.Spaces):
 def train(args: Args, run: runs.Run, learner: Learner, data: Transitions):
     """Draw a batch, loss, step; now and then measure and save."""
     stage, steps = "learner", args.steps
-    optimizer = torch.optim.Adam(learner.parameters(), lr=args.lr, fused=True)
+    weights = {"params": [*learner.q.parameters(), *learner.policy.parameters()]}
+    temperature = {"params": [learner.log_temperature], "weight_decay": 0.0}  # decay would draw it to 1
+    groups = [weights, temperature]
+    optimizer = torch.optim.AdamW(groups, args.lr, weight_decay=args.weight_decay, fused=True)
     generator = torch.Generator(args.device).manual_seed(args.seed)  # draws the batches
     first = run.restore(stage, learner, optimizer, generator)  # 0, or where a run stopped
     progress = tqdm(range(first, steps), initial=first, total=steps, desc=stage, mininterval=1)
@@ -214,7 +218,8 @@ def train(args: Args, run: runs.Run, learner: Learner, data: Transitions):
     update = run.graphed(update, optimizer, generator)  # recorded and replayed, on a GPU
     for step in progress:
         if args.anneal_lr:
-            optimizer.param_groups[0]["lr"] = args.lr * float(1 + np.cos(np.pi * step / steps)) / 2
+            for group in optimizer.param_groups:
+                group["lr"] = args.lr * float(1 + np.cos(np.pi * step / steps)) / 2
         torch.manual_seed(args.seed * 10**6 + step + 1)  # the losses draw noise: by update, not by run
         run.log(update())
         if (step + 1) % args.eval_every == 0 or step + 1 == steps:
@@ -246,7 +251,7 @@ SETTINGS = {  # how an env-id begins: its own defaults on the command line; a la
     "maze2d-large-demos": dict(steps=4000, eval_every=2000),
     (*ROBOTS, "pen", "door", "hammer", "relocate"): dict(normalize_rewards=True),
     "antmaze": dict(reward_shift=-0.5, reward_scale=4.0, max_backup=True, eval_episodes=100),
-    "robomimic": dict(reward_scale=100.0, eval_every=10_000, eval_episodes=50),
+    "robomimic": dict(steps=15000, weight_decay=1.0, reward_scale=100.0, eval_episodes=50),
 }
 # Lowest and highest value, both allowed; where none is given, counts start at 1 and other numbers at 0.
 LIMITS = {"seed": (0, 1e9), "discount": (0, 1), "reward_shift": (-1e9, 1e9), "reward_scale": (1e-9, 1e9)}

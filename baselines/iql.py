@@ -36,8 +36,9 @@ class Args:
     # --- learner ---
     steps: int = 30_000  # gradient updates
     batch_size: int = 256  # transitions per update, in every stage
-    lr: float = 3e-4  # Adam's learning rate, in every stage
+    lr: float = 3e-4  # AdamW's learning rate, in every stage
     anneal_lr: bool = False  # let it fall to 0 along half a cosine, in every stage
+    weight_decay: float = 0.0  # an update shrinks every weight by lr times this, in every stage
     hidden_dim: int = 256  # width of the two hidden layers of every network
     discount: float = 0.99  # gamma
     target_rate: float = 0.005  # share of the weights that the target network takes over per update
@@ -175,7 +176,7 @@ def train(args: Args, run: runs.Run, learner: Learner, data: Transitions):
     stage, steps = "learner", args.steps
     policy = {"params": list(learner.policy.parameters())}  # apart, for its schedule
     values = {"params": [*learner.q.parameters(), *learner.v.parameters()]}
-    optimizer = torch.optim.Adam([policy, values], lr=args.lr, fused=True)
+    optimizer = torch.optim.AdamW([policy, values], args.lr, weight_decay=args.weight_decay, fused=True)
     generator = torch.Generator(args.device).manual_seed(args.seed)  # draws the batches
     first = run.restore(stage, learner, optimizer, generator)  # 0, or where a run stopped
     progress = tqdm(range(first, steps), initial=first, total=steps, desc=stage, mininterval=1)
@@ -228,7 +229,7 @@ SETTINGS = {  # how an env-id begins: its own defaults on the command line; a la
     (*ROBOTS, "pen", "door", "hammer", "relocate"): dict(normalize_rewards=True),
     ("pen", "door", "hammer", "relocate", "kitchen"): dict(temperature=2.0),
     "antmaze": dict(reward_shift=-1.0, expectile=0.9, temperature=0.1, eval_episodes=100),
-    "robomimic": dict(reward_scale=100.0, eval_every=10_000, eval_episodes=50),
+    "robomimic": dict(steps=15000, weight_decay=1.0, reward_scale=100.0, eval_episodes=50),
 }
 # Lowest and highest value, both allowed; where none is given, counts start at 1 and other numbers at 0.
 LIMITS = {"seed": (0, 1e9), "discount": (0, 1), "reward_shift": (-1e9, 1e9), "reward_scale": (1e-9, 1e9)}
