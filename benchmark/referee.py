@@ -125,6 +125,8 @@ def run(learner: str, flags: list[str], finished: list[dict]) -> dict | None:
     """Train and play one of d3rlpy's learners; None if it is among the `finished`."""
     script = load(OURS[learner])
     args = script.parse_args([*flags, *RULES.get(learner, [])])
+    if args.weight_decay:
+        stop("d3rlpy's learners are built without weight decay; add --weight-decay 0, to our run as well.")
     name = named("d3rlpy", learner, asdict(args))
     if any(line | name == line for line in finished):
         return None

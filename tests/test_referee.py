@@ -70,6 +70,12 @@ def test_every_learning_rate_falls_with_ours(learner):
         assert {schedule.T_max for schedule in schedules.values()} <= {70}
 
 
+def test_weight_decay_is_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        referee.run("iql", ["--weight-decay", "1"], [])
+    assert "add --weight-decay 0" in capsys.readouterr().err
+
+
 # --- table ---
 def line(by: str, seed: int, score: float, **changes) -> dict:
     args = {"env_id": "hopper-medium-expert-v2", "seed": seed, "steps": 30_000, "lr": 3e-4} | changes
