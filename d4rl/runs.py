@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 import zipfile
-from dataclasses import asdict, fields, replace
+from dataclasses import MISSING, asdict, fields, replace
 from datetime import datetime
 from functools import cache
 from importlib.metadata import version
@@ -225,6 +225,8 @@ def prepare(args):
 def read_run(folder: str | Path, script: str = "", cls=None, stage: str = "") -> dict:
     """The checkpoint of a run: of this script with these arguments, or of any if only a stage is wanted.
 
+    Arguments that are younger than the run have their default, and a line says so.
+
     Raises:
         UsageError: no checkpoint, one of another script or version, or `stage` is not finished.
     """
@@ -236,8 +238,10 @@ def read_run(folder: str | Path, script: str = "", cls=None, stage: str = "") ->
         fallback = f"{path}: {problem}"
     if not saved:
         raise UsageError(f"{folder} is not the folder of a run ({path}: {problem}); give one as runs/NAME.")
-    names = {field.name for field in fields(cls)} if cls else saved["args"].keys()
-    if script and saved["script"] != script or saved["args"].keys() != names:
+    known = {field.name: field.default for field in fields(cls)} if cls else saved["args"]
+    younger = {name: value for name, value in known.items() if name not in saved["args"]}
+    foreign = saved["args"].keys() - known.keys() or MISSING in younger.values()
+    if script and saved["script"] != script or foreign:
         raise UsageError(f"{folder} is a run of {saved['script']}.py, or of another version of it; use that one.")
     if len(saved["spaces"]) != len(Spaces._fields):
         raise UsageError(f"{folder} is a run of another version of {saved['script']}.py; use that one.")
@@ -245,6 +249,10 @@ def read_run(folder: str | Path, script: str = "", cls=None, stage: str = "") ->
         reason = f" ({fallback}; the one before it is older)" if fallback else ""
         problem = f"{folder} has no finished {stage}{reason}"
         raise UsageError(f"{problem}; go on with --resume {folder}, or name another run.")
+    if younger:
+        saved["args"] |= younger
+        told = ", ".join(f"{name} {value!r}" for name, value in younger.items())
+        _say(f"{folder} is older than these arguments; they have their defaults: {told}.")
     if fallback:
         row = (saved["history"] or [{"stage": "start", "step": 0}])[-1]
         _say(f"{fallback}; using {PREVIOUS}, which is of {row['stage']}, update {row['step']}.")
@@ -437,8 +445,12 @@ class Run:
         self.first_rates = [group["lr"] for group in optimizer.param_groups]  # `_check_steps` compares with them
         if state is None:
             return 0
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        try:
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:  # other networks, or otherwise grouped
+            name = self.saved["script"]
+            raise UsageError(f"{self.folder} is a run of another version of {name}.py; use that one.") from error
         before, now = state["device"], generator.device.type
         if before == now:
             generator.set_state(state["generator"])

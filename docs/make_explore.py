@@ -7,8 +7,8 @@ It writes docs/explore/weights.js (networks, codes, data and maze for the page),
 (what PyTorch gets from the same networks in 100 states, for the tests) and a trained policy of every script
 in results/policies/. Networks have 64 units a layer, so that the page stays below 1.5 MB. A run that is in
 runs/explore is not made again; all of them take about four minutes on one core. A folder as argument:
-everything is made and written in there, from runs of its own. Scripts refuse runs of another version: when
-their Args have changed, delete runs/explore and make all of it again.
+everything is made and written in there, from runs of its own. When the scripts' Args have changed, delete
+runs/explore and make all of it again.
 
 The second command films the page: docs/images/explore.webp. It needs Chromium and `pip install playwright`.
 """

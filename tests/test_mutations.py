@@ -57,6 +57,7 @@ LOOP = rf"""
 {BY_HAND} | torch.manual_seed(args.seed)  # => str(args.seed)  #
 {BY_HAND} | np.pi * step / steps => np.pi * step / (steps + 1)
 {BY_HAND} | .manual_seed(args.seed)  # draws => .manual_seed(args.seed + 1)  # draws
+{BY_HAND} | weight_decay=args.weight_decay => weight_decay=0.0
 resume | range(first, steps) => range(0, steps)
 """
 BY_UPDATE = rf"""
@@ -246,6 +247,8 @@ continuous_acting | chunk(2, dim=-1)[0].tanh()\n\n\ndef make => chunk(2, dim=-1)
     + GAUSSIAN
     + BY_UPDATE
     + r"""
+training_equals_a_loop_by_hand | , "weight_decay": 0.0 =>
+training_equals_a_loop_by_hand | in optimizer.param_groups: => in optimizer.param_groups[:1]:
 log_density | (x - mean) / log_std.exp() => (x - mean) * log_std.exp()
 log_density | (log_normal - log_slope) => (log_normal + log_slope)
 log_density_far_out | -2 * (x + F.softplus(-2 * x) - np.log(2)) => (1 - x.tanh().pow(2)).log()
@@ -586,6 +589,11 @@ flags_of_a_run_that_is_played | PLAY | set(play) - => PLAY | set() -
 flags_of_a_run_that_is_played | {"evaluate", "dataset_path" => {"evaluate", "lr", "dataset_path"
 flags_of_a_run_that_takes_a_quantizer | if name in QUANTIZER => if name not in QUANTIZER
 flags_of_a_run_that_takes_a_quantizer | default=cls(**defaults | fixed) => default=cls(**defaults)
+a_run_that_is_older_than_a_flag | saved["args"] |= younger => pass
+a_run_that_is_older_than_a_flag | if younger: => if known:
+whose_run_it_is | or MISSING in younger.values() =>
+whose_run_it_is | saved["args"].keys() - known.keys() or => str() or
+a_run_with_other_networks | (RuntimeError, ValueError) as => (KeyError, ValueError) as
 changes_of_a_loaded_policy | if name not in _free(play, args): => if False:
 changes_of_a_loaded_policy | if choices and value not in choices: => if False:
 changes_of_a_loaded_policy | "device": "cpu", **changes => "device": "cpu"
@@ -639,7 +647,6 @@ what_is_no_run | damaged = file.testzip() => damaged = None
 what_is_no_run | and wanted <= saved.keys() =>
 what_is_no_run | except Exception:  # whatever => except ValueError:  # whatever
 whose_run_it_is | if script and saved["script"] != script or => if
-whose_run_it_is | or saved["args"].keys() != names =>
 whose_run_it_is | len(saved["spaces"]) != len(Spaces._fields) => False
 files_of_a_run | keep="" if self.damaged else PREVIOUS => keep=""
 resume_after_a_kill_in_any_file | os.replace(new, path) => path.write_bytes(content)

@@ -15,7 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass, make_dataclass, replace
+from dataclasses import dataclass, field, make_dataclass, replace
 from typing import Literal
 
 import pytest
@@ -239,12 +239,35 @@ def test_whose_run_it_is(tmp_path):
         assert runs.read_run(str(whole), *rest)["script"] == "toy"
     with pytest.raises(d4rl.UsageError, match="is a run of toy.py"):
         runs.read_run(whole, "other", Args)
-    with pytest.raises(d4rl.UsageError, match="another version"):
-        runs.read_run(whole, "toy", make_dataclass("Args", [*checkpoint(whole)["args"], "temperature"]))
+    names = list(checkpoint(whole)["args"])
+    for other in ([*names, "temperature"], names[1:]):  # a new one without default, one that is gone
+        with pytest.raises(d4rl.UsageError, match="another version"):
+            runs.read_run(whole, "toy", make_dataclass("Args", other))
     torch.save(saved := checkpoint(whole) | {"spaces": SPACES[:4]}, whole / "checkpoint.pt")
     assert len(saved["spaces"]) == 4
     with pytest.raises(d4rl.UsageError, match="another version"):
         runs.read_run(whole)
+
+
+def test_a_run_that_is_older_than_a_flag(tmp_path, capsys):
+    """It has the default of a field that was added since; a line says so, once."""
+    whole = whole_run(tmp_path)
+    newer = make_dataclass("Args", [("decay", float, field(default=0.25))], bases=(Args,))
+    capsys.readouterr()
+    runs.read_run(whole, "toy", Args)
+    assert capsys.readouterr().out == ""
+    for _ in range(2):
+        assert runs.read_run(whole, "toy", newer)["args"] == checkpoint(whole)["args"] | {"decay": 0.25}
+    told = "is older than these arguments; they have their defaults: decay 0.25.\n"
+    assert capsys.readouterr().out == f"{whole} {told}"
+
+
+def test_a_run_with_other_networks(tmp_path):
+    whole = whole_run(tmp_path)
+    run = runs.Run("toy", replace(Args(), resume=str(whole)), d4rl.Spaces(*SPACES))
+    model = torch.nn.Linear(7, 5)
+    with pytest.raises(d4rl.UsageError, match="is a run of another version of toy.py"):
+        run.restore("quantizer", model, torch.optim.Adam(model.parameters()), torch.Generator())
 
 
 @pytest.mark.parametrize("change", [dict(finished=False), None])
