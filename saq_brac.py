@@ -91,7 +91,7 @@ class Transitions(NamedTuple):
 
 # --- stage 1: actions to codes ---
 def quantizer_loss(args: Args, vqvae: VQVAE, batch: Transitions):
-    """SAQ Eq. 11, in vqvae.py; its codebook term is what move_codebook does."""
+    """SAQ Eq. 11, in vqvae.py; its codebook term is, by default, what move_codebook does."""
     return vqvae.loss(batch.obs, batch.action)  # loss, metrics, e(s, a) (B, D), k (B,)
 
 

@@ -33,7 +33,7 @@ class Args:
     # --- SAQ-IQL ---
     expectile: float = 0.7  # V is this expectile of the data's Q: 0.5 its mean, near 1 its highest
     temperature: float = 3.0  # lambda: small follows the advantage, large the behaviour policy
-    kl: float = 0.0  # epsilon of SAQ Eq. 13, in nats: the lambda whose pi is so far from pi_beta; 0: off
+    kl: float = 0.0  # epsilon of SAQ Eq. 13: lambda makes the mean KL(pi, pi_beta) this, in nats; 0: off
 
     # --- learner ---
     steps: int = 30_000  # gradient updates
@@ -90,7 +90,7 @@ class Transitions(NamedTuple):
 
 # --- stage 1: actions to codes ---
 def quantizer_loss(args: Args, vqvae: VQVAE, batch: Transitions):
-    """SAQ Eq. 11, in vqvae.py; its codebook term is what move_codebook does."""
+    """SAQ Eq. 11, in vqvae.py; its codebook term is, by default, what move_codebook does."""
     return vqvae.loss(batch.obs, batch.action)  # loss, metrics, e(s, a) (B, D), k (B,)
 
 
