@@ -135,22 +135,54 @@ def figure5(seeds: list[int]) -> Iterator[Run]:
 
 
 def standins(seeds: list[int]) -> Iterator[Run]:
-    """What results/runs.jsonl holds, with few evaluations; stand-ins with CQL's cheaper estimate."""
+    """What results/runs.jsonl holds, with few evaluations; stand-ins with CQL's cheaper estimate.
+
+    Can, and CQL on lift, were run before robomimic's data got weight decay and fewer updates.
+    """
     for env_id, seed in itertools.product(["maze2d-large-demos-v0", *STANDINS], seeds):
         flags = ()
         if env_id in STANDINS:
-            flags = ("--eval-every", "30000" if "robomimic" in env_id else "10000")
+            episodes = "200" if env_id.startswith("pen") else "50"
+            flags = (
+                "--eval-every",
+                "15000" if "robomimic" in env_id else "10000",
+                "--eval-episodes",
+                episodes,
+            )
         if env_id == "door-human-v0":  # 6,704 transitions
             flags += ("--steps", "10000")
-        yield from saq(SAQ_RL, env_id, seed, flags, flags)
+        before = tuple("--eval-every 30000 --eval-episodes 50 --weight-decay 0 --steps 30000".split())
+        before = before if "robomimic" in env_id else flags
+        flags = before if env_id == "robomimic/can-ph" else flags
+        first = ("--vqvae-steps", "20000") if "robomimic" in env_id else ()
+        yield from saq(["saq_cql"], env_id, seed, before, before + first)
+        yield from saq(
+            ["saq_iql", "saq_brac"], env_id, seed, flags, flags + (first if flags == before else ())
+        )
         yield from (Run(script, env_id, seed, flags) for script in COUNTERPARTS if script != "baselines/cql")
         cheaper = ("--num-actions", "4") if env_id in STANDINS else ()
-        yield Run("baselines/cql", env_id, seed, flags + cheaper)
+        yield Run("baselines/cql", env_id, seed, before + cheaper)
         if env_id in ("hopper-medium-expert-v2", "door-human-v0"):
             if env_id.startswith("hopper"):  # SAQ-IQL's temperature there
                 flags += ("--temperature", "10")
             flags += ("--quantizer-steps", "20000")
             yield from (replace(run, flags=run.flags + flags) for run in aquadem([env_id], [seed]))
+
+
+def ablations(seeds: list[int]) -> Iterator[Run]:
+    """Tables 3 and 4 and Figure 5 on stand-ins, as far as `standins` does not hold them.
+
+    SAQ-IQL's temperature needs no training: `--evaluate RUN --temperature X`.
+    """
+    replay, expert, last = "hopper-medium-replay-v2", "hopper-medium-expert-v2", ("--eval-every", "30000")
+    last += ("--eval-episodes", "50")
+    for seed in seeds:
+        yield from saq(SAQ_RL, replay, seed, last, (*last, "--no-condition-on-obs"))
+        yield from saq(["saq_iql"], expert, seed, last, last)
+        for size in ("32", "64", "128"):
+            yield from saq(["saq_cql"], expert, seed, last, (*last, "--codebook-size", size))
+        for weight in ("0", "0.3", "1", "3", "10", "30"):
+            yield from saq(["saq_cql"], expert, seed, (*last, "--conservatism", weight), last)
 
 
 def figure2(seeds: list[int]) -> Iterator[Run]:
@@ -167,6 +199,7 @@ EXPERIMENTS = {
     "figure2": figure2,
     "figure5": figure5,
     "standins": standins,
+    "ablations": ablations,
 }
 
 
@@ -248,7 +281,7 @@ def main(argv: list[str] | None = None) -> int:
 
     out = args.out.resolve()
     standin_dir, data = os.environ.get("SAQ_STANDIN_DIR", ""), {}
-    if args.experiment == "standins":
+    if args.experiment in ("standins", "ablations"):
         data = {task: str(Path(standin_dir, path).resolve()) for task, path in STANDINS.items()}
     extra = tuple(shlex.split(args.flags))
 
