@@ -144,7 +144,7 @@ def closed_form_policy(advantage: Tensor, log_behaviour: Tensor, temperature: fl
 
 
 def log_policy(args: Args, learner: Learner, obs: Tensor) -> Tensor:
-    """log pi(k|s) of every code: (B, obs_dim) -> (B, K)"""
+    """log pi(k|s) of every code; no loss needs it, so lambda may change later. (B, obs_dim) -> (B, K)"""
     advantage = learner.q(obs) - learner.v(obs)  # V cancels in the softmax: Q would do
     log_behaviour = F.log_softmax(learner.behaviour(obs), dim=1)  # keeps pi off codes without data
     return closed_form_policy(advantage, log_behaviour, learner.temperature if args.kl else args.temperature)

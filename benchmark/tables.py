@@ -47,7 +47,8 @@ Runs = dict[tuple[str, str], dict[int, dict]]  # by (set, method), then by seed
 def read_line(text: str) -> tuple[str, str, dict]:
     """Its set, its method, the run. ValueError, KeyError, TypeError, AttributeError: it is no such run."""
     run = json.loads(text)
-    args, script = run["args"], run["script"]
+    args, script = {"weight_decay": 0.0} | run["args"], run["script"]  # old runs know none
+    run["args"] = args
     if not math.isfinite(run["score"]):
         raise ValueError("a score is not a finite number")
     run |= {"seed": int(run["seed"]), "steps": int(args["steps"])}
@@ -98,7 +99,7 @@ def read_ablations() -> list[dict]:
 
 def check(groups: Runs):
     """Stop at runs that must not be compared: other arguments, data or numbers of updates."""
-    data, steps = defaultdict(set), defaultdict(dict)
+    data, steps, decays = defaultdict(set), defaultdict(dict), defaultdict(dict)
     for (set_name, method), seeds in groups.items():
         first, *others = seeds.values()
         for run in others:
@@ -108,7 +109,8 @@ def check(groups: Runs):
                     what = f"{method} on {set_name} was run with {told[0]} and with {told[1]}"
                     stop(f"{what}; name files with one setting per method.")
         data[set_name] |= {run["data"] for run in seeds.values()}
-        steps[set_name, method.removeprefix("SAQ-").removeprefix("Aquadem-")][method] = first["steps"]
+        pair = set_name, method.removeprefix("SAQ-").removeprefix("Aquadem-")
+        steps[pair][method], decays[pair][method] = first["steps"], first["args"]["weight_decay"]
     for set_name, files in data.items():
         if len(files) > 1:
             told = " and ".join(sorted(files))
@@ -117,6 +119,10 @@ def check(groups: Runs):
         if len(set(of.values())) > 1:
             told = " and ".join(f"{method} for {count}" for method, count in of.items())
             stop(f"on {set_name} {told} updates were made; run one of them again with the other's --steps.")
+    for (set_name, _), of in decays.items():
+        if len(set(of.values())) > 1:
+            told = " and ".join(f"{method} {decay:g}" for method, decay in of.items())
+            stop(f"on {set_name} weight decay differs ({told}); run one of them again with the other's.")
 
 
 # --- statistics ---

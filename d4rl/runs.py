@@ -155,6 +155,9 @@ def parse_args(cls, script: str, settings: dict, limits: dict, play: tuple = (),
         low, high = limits.get(name, (1 if isinstance(value, int) else 0, HIGHEST.get(name, 1e9)))
         if type(value) in (int, float) and not low <= value <= high:
             raise UsageError(f"{flag}; it has to be at least {low:,g} and at most {high:,.12g}.")
+    if (shrink := args.lr * getattr(args, "weight_decay", 0)) >= 1:
+        problem = f"--weight-decay {args.weight_decay:g} times --lr {args.lr:g} is {shrink:g}"
+        raise UsageError(f"{problem}, so that an update would take away whole weights; it has to be below 1.")
     if early.resume:
         _check_steps(args)
     if args.device == "cuda" and not torch.cuda.is_available():

@@ -94,6 +94,9 @@ def test_limits(script):
     for flag in NUMBERS[script].split():
         with pytest.raises(d4rl.UsageError, match=f"--{flag.replace('=', ' is ')}.*at least"):
             SCRIPTS[script].parse_args([f"--{flag}"])
+    with pytest.raises(d4rl.UsageError, match="--weight-decay 1000 times --lr 0.001 is 1, so .* below 1"):
+        SCRIPTS[script].parse_args(["--weight-decay", "1000", "--lr", "0.001"])
+    assert SCRIPTS[script].parse_args(["--weight-decay", "999", "--lr", "0.001"]).weight_decay == 999
 
 
 def test_quantizers_that_do_not_fit(fails, finished, tmp_path):

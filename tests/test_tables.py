@@ -89,6 +89,8 @@ def test_sets_and_methods(tmp_path):
     [
         ([line("bc", 0, 1), line("bc", 1, 1, lr=0.2)], "lr 0.1 (seed 0) and with lr 0.2 (seed 1)"),
         ([line("cql", 0, 1), line("saq_cql", 0, 1, steps=99)], "CQL for 100 and SAQ-CQL for 99 updates"),
+        ([line("bc", 0, 1), line("bc", 1, 1, weight_decay=1.0)], "weight_decay 0.0 (seed 0) and with"),
+        ([line("cql", 0, 1), line("saq_cql", 0, 1, weight_decay=1.0)], "decay differs (CQL 0 and SAQ-CQL 1)"),
         ([line("aquadem", 0, 1, learner="bc"), line("saq_bc", 0, 1, steps=99)], "Aquadem-BC for 100"),
         ([line("bc", 3, 1), line("bc", 3, 2)], "seed 3 twice"),
         ([line("bc", 0, 1, DATASET="a"), line("cql", 0, 1, DATASET="x/b")], "have the data a and b"),
