@@ -135,38 +135,35 @@ def figure5(seeds: list[int]) -> Iterator[Run]:
 
 
 def standins(seeds: list[int]) -> Iterator[Run]:
-    """What results/runs.jsonl holds, with few evaluations; stand-ins with CQL's cheaper estimate.
-
-    Can, and CQL on lift, were run before robomimic's data got weight decay and fewer updates.
-    """
+    """What results/runs.jsonl holds, with few evaluations; stand-ins with CQL's cheaper estimate."""
     for env_id, seed in itertools.product(["maze2d-large-demos-v0", *STANDINS], seeds):
         flags = ()
         if env_id in STANDINS:
-            episodes = "200" if env_id.startswith("pen") else "50"
-            flags = (
-                "--eval-every",
-                "15000" if "robomimic" in env_id else "10000",
-                "--eval-episodes",
-                episodes,
-            )
+            every, episodes = "15000" if "robomimic" in env_id else "10000", "50"
+            episodes = "200" if env_id.startswith("pen") else episodes
+            flags = ("--eval-every", every, "--eval-episodes", episodes)
         if env_id == "door-human-v0":  # 6,704 transitions
             flags += ("--steps", "10000")
-        before = tuple("--eval-every 30000 --eval-episodes 50 --weight-decay 0 --steps 30000".split())
-        before = before if "robomimic" in env_id else flags
-        flags = before if env_id == "robomimic/can-ph" else flags
-        first = ("--vqvae-steps", "20000") if "robomimic" in env_id else ()
-        yield from saq(["saq_cql"], env_id, seed, before, before + first)
-        yield from saq(
-            ["saq_iql", "saq_brac"], env_id, seed, flags, flags + (first if flags == before else ())
-        )
+        yield from saq(SAQ_RL, env_id, seed, flags, flags)
         yield from (Run(script, env_id, seed, flags) for script in COUNTERPARTS if script != "baselines/cql")
         cheaper = ("--num-actions", "4") if env_id in STANDINS else ()
-        yield Run("baselines/cql", env_id, seed, before + cheaper)
+        yield Run("baselines/cql", env_id, seed, flags + cheaper)
         if env_id in ("hopper-medium-expert-v2", "door-human-v0"):
             if env_id.startswith("hopper"):  # SAQ-IQL's temperature there
                 flags += ("--temperature", "10")
             flags += ("--quantizer-steps", "20000")
             yield from (replace(run, flags=run.flags + flags) for run in aquadem([env_id], [seed]))
+
+
+def long(seeds: list[int]) -> Iterator[Run]:
+    """What results/long.jsonl holds: after 100,000 updates SAQ's learners do better with a smaller rate."""
+    last = ("--steps", "100000", "--eval-every", "100000", "--eval-episodes")
+    for env_id, seed in itertools.product([task for task in STANDINS if task[-2:] in ("v1", "v2")], seeds):
+        flags = (*last, "200" if env_id.startswith("pen") else "50")
+        smaller = () if env_id.startswith("pen") else ("--lr", "0.0003")
+        yield from saq(["saq_iql"], env_id, seed, flags + smaller, flags)
+        yield Run("saq_brac", env_id, seed, flags + smaller)
+        yield from (Run(f"baselines/{name}", env_id, seed, flags) for name in ("iql", "brac"))
 
 
 def ablations(seeds: list[int]) -> Iterator[Run]:
@@ -199,6 +196,7 @@ EXPERIMENTS = {
     "figure2": figure2,
     "figure5": figure5,
     "standins": standins,
+    "long": long,
     "ablations": ablations,
 }
 
@@ -281,7 +279,7 @@ def main(argv: list[str] | None = None) -> int:
 
     out = args.out.resolve()
     standin_dir, data = os.environ.get("SAQ_STANDIN_DIR", ""), {}
-    if args.experiment in ("standins", "ablations"):
+    if args.experiment in ("standins", "long", "ablations"):
         data = {task: str(Path(standin_dir, path).resolve()) for task, path in STANDINS.items()}
     extra = tuple(shlex.split(args.flags))
 

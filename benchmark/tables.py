@@ -4,7 +4,8 @@
     python benchmark/tables.py mine.jsonl --out mine    # other runs: lines that experiments.py collected
 
 A run belongs to the set of its task, "stand-in" added if its data is a file of its own. All seeds of a method
-on a set must have the same arguments, both sides of a pair the same number of updates.
+on a set must have the same arguments, both sides of a pair the same number of updates. A pair that
+results/long.jsonl holds after more updates is compared there.
 """
 
 import argparse
@@ -82,6 +83,17 @@ def read(paths: list[Path]) -> Runs:
         stop("there are no runs; make some with benchmark/experiments.py and collect them.")
     check(groups)
     return {key: dict(sorted(seeds.items())) for key, seeds in groups.items()}
+
+
+def longest(runs: Runs, more: Runs) -> Runs:
+    """The runs, but of every pair that has both sides in `more` those."""
+    return runs | {
+        (name, method): more[name, method] for name, method in more if (name, other_side(method)) in more
+    }
+
+
+def other_side(method: str) -> str:
+    return method.removeprefix("SAQ-") if method.startswith("SAQ-") else f"SAQ-{method}"
 
 
 def read_ablations() -> list[dict]:
@@ -302,11 +314,20 @@ The paper's figure has no numbers: too small a weight fails, then scores rise an
 {table(["α", "SAQ-CQL", "λ", "SAQ-IQL"], weights)}"""
 
 
-def markdown(runs: Runs, ablations: list[dict]) -> str:
-    """The whole of tables.md."""
-    every = [run for seeds in runs.values() for run in seeds.values()]
+def markdown(runs: Runs, compared: Runs, ablations: list[dict]) -> str:
+    """The whole of tables.md; `compared`: the runs after as many updates as there are."""
+    every = [run for seeds in [*runs.values(), *compared.values()] for run in seeds.values()]
     versions = sorted({f"{package} {number}" for run in every for package, number in run["versions"].items()})
     aquadem = differences_table(runs, "Aquadem-") if differences(runs, "Aquadem-") else "not run\n"
+    long = short = ""
+    if more := {run["steps"] for key, of in compared.items() if of != runs[key] for run in of.values()}:
+        told = " and ".join(f"{steps:,}" for steps in sorted(more))
+        long = f" IQL's and BRAC's pair on\nhopper, half-cheetah and pen made {told} updates."
+        short = f"""
+The same with 30,000 updates at most, as everything below:
+
+{scores_table(runs)}
+{differences_table(runs)}"""
     parts = [f"### Table {number}\n\n{paper_table(tasks, runs)}\n" for number, tasks in paper().items()]
     return f"""# All tables
 
@@ -322,15 +343,15 @@ Versions: {", ".join(versions)}.
 
 Mean ± standard deviation over seeds, in brackets their number.
 
-{scores_table(runs)}
+{scores_table(compared)}
 ## SAQ minus its continuous counterpart
 
 Mean over the seeds that both have, with its 95 % interval by Student's t, never narrower than the episodes
 alone would make it; bold if it leaves out 0. With two seeds it reaches 12.7 standard errors to each side,
 with three 4.3. The mean is over sets with two seeds or more, each counting the same. Nothing is corrected
-for looking at many pairs.
+for looking at many pairs.{long}
 
-{differences_table(runs)}
+{differences_table(compared)}{short}
 ## SAQ minus Aquadem with the same learner
 
 {aquadem}
@@ -432,14 +453,15 @@ def draw(axis, y: float, one: Difference, low: float, high: float):
 def main(argv: list[str] | None = None) -> int:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter, allow_abbrev=False)
-    parser.add_argument("files", type=Path, nargs="*", default=[ROOT / "results" / "runs.jsonl"], help="runs")
+    parser.add_argument("files", type=Path, nargs="*", help="runs, instead of those in results/")
     parser.add_argument("--out", type=Path, help="folder of table and plot, not results/ and docs/images/")
     args = parser.parse_args(argv)
-    runs = read(args.files)
+    runs = read(args.files or [ROOT / "results" / "runs.jsonl"])
+    compared = runs if args.files else longest(runs, read([ROOT / "results" / "long.jsonl"]))
     out = args.out or ROOT / "results"
     out.mkdir(parents=True, exist_ok=True)
-    (out / "tables.md").write_text(markdown(runs, [] if args.out else read_ablations()))
-    save(plot(runs), args.out or ROOT / "docs" / "images", "results", dpi=300)
+    (out / "tables.md").write_text(markdown(runs, compared, [] if args.out else read_ablations()))
+    save(plot(compared), args.out or ROOT / "docs" / "images", "results", dpi=300)
     return 0
 
 
